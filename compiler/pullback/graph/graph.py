@@ -1,0 +1,161 @@
+"""IR 1: pure SSA over whole tensors.
+
+A `Node` applies an op to nodes; its attributes are the fields of the op (a frozen dataclass), so equal
+ops compare equal and cse needs no table.  A `Graph` is its inputs and outputs: the nodes between are
+whatever the outputs reach.  Nodes are frozen; a pass builds new ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .types import Type
+
+if TYPE_CHECKING:
+    from ..ops.op import Op
+
+
+@dataclass(frozen=True, slots=True)
+class Loc:
+    """Where in the model script a node comes from; `gradient`: it belongs to that line's derivative."""
+
+    file: str
+    line: int
+    function: str = ""
+    gradient: bool = False
+
+    def as_gradient(self) -> Loc:
+        return self if self.gradient else Loc(self.file, self.line, self.function, True)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" + (" (gradient)" if self.gradient else "")
+
+
+NOWHERE = Loc("<unknown>", 0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One operation.  `tag` != 0 marks a recomputed copy: cse never merges nodes of different tags."""
+
+    op: Op
+    inputs: tuple[Node, ...]
+    type: Type
+    loc: Loc = NOWHERE
+    tag: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self):
+        return self.type.dtype
+
+    def replace(self, inputs: tuple[Node, ...]) -> Node:
+        """The same operation on other inputs of the same types."""
+        return Node(self.op, inputs, self.type, self.loc, self.tag)
+
+    def __repr__(self) -> str:
+        return f"<{self.op.name} {self.type} at {self.loc}>"
+
+
+_loc: ContextVar[Loc | None] = ContextVar("pullback_loc", default=None)
+
+
+@contextmanager
+def loc_scope(loc: Loc) -> Iterator[None]:
+    """Nodes made inside get `loc` (autodiff: the forward node's place, marked as its gradient)."""
+    token = _loc.set(loc)
+    try:
+        yield
+    finally:
+        _loc.reset(token)
+
+
+_PACKAGE = __name__.rsplit(".", 2)[0] + "."  # frames of this package are not the user's
+
+
+def current_loc() -> Loc:
+    """The innermost frame outside of this package, or the scope's place."""
+    scoped = _loc.get()
+    if scoped is not None:
+        return scoped
+    frame = sys._getframe(1)
+    while frame is not None and (frame.f_globals.get("__name__", "") + ".").startswith(_PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return NOWHERE
+    return Loc(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def make(op: Op, *inputs: Node, loc: Loc | None = None, tag: int = 0) -> Node:
+    """A checked node: the op infers the type from its inputs' types or raises a `ScriptError`."""
+    loc = loc or current_loc()
+    return Node(op, inputs, op.infer(*(x.type for x in inputs)), loc, tag)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """`inputs` are nodes of op `Input`; `outputs` any nodes.  Identity is the object's."""
+
+    name: str
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    _order: list = field(default_factory=list, repr=False)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes that the outputs reach, and all inputs, every node after its inputs."""
+        if not self._order:
+            self._order.append(topological(self.inputs, self.outputs))
+        return self._order[0]
+
+    def users(self) -> dict[Node, list[Node]]:
+        """node -> the nodes that read it (once per reading node)."""
+        users: dict[Node, list[Node]] = {n: [] for n in self.nodes}
+        for n in self.nodes:
+            for x in dict.fromkeys(n.inputs):
+                users[x].append(n)
+        return users
+
+
+def topological(inputs: tuple[Node, ...], outputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Depth first without recursion, inputs first: the order in which a script made its nodes, nearly."""
+    order: dict[Node, None] = dict.fromkeys(inputs)
+    for out in outputs:
+        stack = [(out, 0)]
+        while stack:
+            node, i = stack.pop()
+            if node in order:
+                continue
+            if i < len(node.inputs):
+                stack.append((node, i + 1))
+                if node.inputs[i] not in order:
+                    stack.append((node.inputs[i], 0))
+            else:
+                order[node] = None
+    return tuple(order)
+
+
+def rewrite(graph: Graph, rule: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
+    """Rebuild a graph bottom-up: `rule(node, new inputs)` gives the node that replaces it.
+
+    Graph inputs stay as they are.  Returns the same object where nothing changed.
+    """
+    new: dict[Node, Node] = {x: x for x in graph.inputs}
+    for n in graph.nodes:
+        if n not in new:
+            new[n] = rule(n, tuple(new[x] for x in n.inputs))
+    outputs = tuple(new[x] for x in graph.outputs)
+    return graph if outputs == graph.outputs else Graph(graph.name, graph.inputs, outputs)
+
+
+def same_or_replaced(node: Node, inputs: tuple[Node, ...]) -> Node:
+    """The usual end of a rewrite rule: keep the node object where its inputs did not change."""
+    return node if inputs == node.inputs else node.replace(inputs)

@@ -1,0 +1,130 @@
+"""The scalar functions of the kernel IR: name -> arity and meaning (numpy, on arrays of the argument type).
+
+This table is what `Apply.fn` may name; the emitter and `codegen/math.py` implement it, the verifier
+enforces it.  Integer arithmetic wraps; division and remainder floor, as in Python, and give 0 for a zero
+divisor of integers.  maximum and minimum propagate NaN.  `fma` rounds once.  `cast` and `bitcast` take their
+target from `Apply.dtype`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import erf as _erf
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """`kinds`: which dtype kinds the arguments may have; `result`: 'same' | 'bool' | 'cast'."""
+
+    name: str
+    arity: int
+    evaluate: Callable[..., np.ndarray]
+    kinds: str = "fiub"
+    result: str = "same"
+    cost: int = 1
+
+
+def _fma(a, b, c):
+    wide = np.longdouble if np.asarray(a).dtype == np.float64 else np.float64
+    return (np.asarray(a, wide) * np.asarray(b, wide) + np.asarray(c, wide)).astype(np.asarray(c).dtype)
+
+
+def _floordiv(a, b):
+    if np.asarray(a).dtype.kind == "f":
+        return np.floor(np.divide(a, b))
+    return np.where(b == 0, 0, np.floor_divide(a, np.where(b == 0, 1, b))).astype(np.asarray(a).dtype)
+
+
+def _remainder(a, b):
+    if np.asarray(a).dtype.kind == "f":
+        return np.remainder(a, b)
+    return np.where(b == 0, 0, np.remainder(a, np.where(b == 0, 1, b))).astype(np.asarray(a).dtype)
+
+
+def _shift(direction):
+    def shift(a, b):
+        a = np.asarray(a)
+        bits = a.dtype.itemsize * 8
+        safe = np.where((b < 0) | (b >= bits), 0, b).astype(a.dtype)
+        over = np.where(a < 0, -1, 0) if direction is np.right_shift else 0
+        return np.where((b < 0) | (b >= bits), over, direction(a, safe)).astype(a.dtype)
+
+    return shift
+
+
+def _mulhi(a, b):
+    return ((np.asarray(a, np.uint64) * np.asarray(b, np.uint64)) >> np.uint64(32)).astype(np.uint32)
+
+
+def erf(x):
+    """The error function; numpy has none."""
+    return np.vectorize(_erf, otypes=[np.float64])(np.asarray(x, np.float64)).astype(np.asarray(x).dtype)
+
+
+_ALL: list[Scalar] = [
+    Scalar("add", 2, np.add, "fiu"),
+    Scalar("sub", 2, np.subtract, "fiu"),
+    Scalar("mul", 2, np.multiply, "fiu"),
+    Scalar("div", 2, np.divide, "f", cost=8),
+    Scalar("fma", 3, _fma, "f"),
+    Scalar("neg", 1, np.negative, "fiu"),
+    Scalar("abs", 1, np.abs, "fiu"),
+    Scalar("sign", 1, np.sign, "fiu", cost=2),
+    Scalar("maximum", 2, np.maximum, "fiub"),
+    Scalar("minimum", 2, np.minimum, "fiub"),
+    Scalar("floordiv", 2, _floordiv, "fiu", cost=8),
+    Scalar("remainder", 2, _remainder, "fiu", cost=10),
+    Scalar("pow", 2, np.power, "fiu", cost=40),
+    Scalar("atan2", 2, np.arctan2, "f", cost=30),
+    Scalar("copysign", 2, np.copysign, "f"),
+    Scalar("nextafter", 2, np.nextafter, "f", cost=4),
+    Scalar("sqrt", 1, np.sqrt, "f", cost=8),
+    Scalar("exp", 1, np.exp, "f", cost=12),
+    Scalar("expm1", 1, np.expm1, "f", cost=16),
+    Scalar("log", 1, np.log, "f", cost=16),
+    Scalar("log1p", 1, np.log1p, "f", cost=20),
+    Scalar("log2", 1, np.log2, "f", cost=16),
+    Scalar("log10", 1, np.log10, "f", cost=16),
+    Scalar("sin", 1, np.sin, "f", cost=20),
+    Scalar("cos", 1, np.cos, "f", cost=20),
+    Scalar("tan", 1, np.tan, "f", cost=30),
+    Scalar("asin", 1, np.arcsin, "f", cost=20),
+    Scalar("acos", 1, np.arccos, "f", cost=20),
+    Scalar("atan", 1, np.arctan, "f", cost=20),
+    Scalar("sinh", 1, np.sinh, "f", cost=20),
+    Scalar("cosh", 1, np.cosh, "f", cost=20),
+    Scalar("tanh", 1, np.tanh, "f", cost=20),
+    Scalar("asinh", 1, np.arcsinh, "f", cost=30),
+    Scalar("acosh", 1, np.arccosh, "f", cost=30),
+    Scalar("atanh", 1, np.arctanh, "f", cost=30),
+    Scalar("erf", 1, erf, "f", cost=25),
+    Scalar("floor", 1, np.floor, "f"),
+    Scalar("ceil", 1, np.ceil, "f"),
+    Scalar("trunc", 1, np.trunc, "f"),
+    Scalar("round", 1, np.rint, "f"),
+    Scalar("signbit", 1, np.signbit, "f", "bool"),
+    Scalar("isnan", 1, np.isnan, "f", "bool"),
+    Scalar("isinf", 1, np.isinf, "f", "bool"),
+    Scalar("isfinite", 1, np.isfinite, "f", "bool"),
+    Scalar("lt", 2, np.less, "fiub", "bool"),
+    Scalar("le", 2, np.less_equal, "fiub", "bool"),
+    Scalar("gt", 2, np.greater, "fiub", "bool"),
+    Scalar("ge", 2, np.greater_equal, "fiub", "bool"),
+    Scalar("eq", 2, np.equal, "fiub", "bool"),
+    Scalar("ne", 2, np.not_equal, "fiub", "bool"),
+    Scalar("and", 2, np.bitwise_and, "iub"),
+    Scalar("or", 2, np.bitwise_or, "iub"),
+    Scalar("xor", 2, np.bitwise_xor, "iub"),
+    Scalar("not", 1, np.invert, "iub"),
+    Scalar("shl", 2, _shift(np.left_shift), "iu"),
+    Scalar("shr", 2, _shift(np.right_shift), "iu"),
+    Scalar("mulhi", 2, _mulhi, "u", cost=2),
+    Scalar("select", 3, np.where, "fiub"),
+    Scalar("cast", 1, lambda x: x, "fiub", "cast"),
+    Scalar("bitcast", 1, lambda x: x, "fiub", "cast"),
+]
+
+SCALARS: dict[str, Scalar] = {s.name: s for s in _ALL}
