@@ -38,3 +38,7 @@ class VerifyError(PullbackError):
 
 class BuildError(PullbackError):
     """The build cannot go on: an unbound dimension, an unknown target, an option that makes no sense."""
+
+
+class ScheduleError(PullbackError):
+    """A schedule step whose preconditions (dependences, shapes, roles) do not hold: a bug of a schedule, never of the user."""

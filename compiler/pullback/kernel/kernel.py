@@ -201,7 +201,10 @@ class Buffer:
 class Kernel:
     """`params` are global buffers in the order of the arguments; what a kernel stores to is an output.
 
-    The outermost loops bound to `block` are what the scheduler deals out: their flat number is the block id.
+    What the scheduler deals out are blocks.  Where every top-level statement is a loop bound to `block`, each
+    is a chain of perfectly nested block loops with constant extents; a block id is the flat number in its chain
+    (innermost fastest), and the statements own consecutive ranges of ids in program order (a peeled tail is a range of
+    its own).  Otherwise the whole body is one block.  Blocks do not depend on each other.
     """
 
     name: str
@@ -216,10 +219,22 @@ class Kernel:
     @property
     def blocks(self) -> int:
         """How many blocks a launch deals out (1 where no loop is bound to blocks)."""
-        n, stmts = 1, self.body
-        while len(stmts) == 1 and isinstance(stmts[0], Loop) and stmts[0].binding == "block":
-            n, stmts = n * stmts[0].extent, stmts[0].body
-        return n
+        return sum(prod(s.extent for s in chain) for chain, _ in self.ranges)
+
+    @property
+    def ranges(self) -> tuple[tuple[tuple[Loop, ...], tuple[Stmt, ...]], ...]:
+        """The ranges of block ids: (chain of block loops, what one block runs) each."""
+        if not all(isinstance(s, Loop) and s.binding == "block" for s in self.body):
+            return (((), self.body),)
+        out = []
+        for s in self.body:
+            chain: list[Loop] = []
+            stmts: tuple[Stmt, ...] = (s,)
+            while len(stmts) == 1 and isinstance(stmts[0], Loop) and stmts[0].binding == "block":
+                chain.append(stmts[0])
+                stmts = stmts[0].body
+            out.append((tuple(chain), stmts))
+        return tuple(out)
 
 
 # ---- builders and walks ---------------------------------------------------------------------------------
