@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 from ..graph.types import DType, bool_, f32, i64
@@ -197,7 +198,7 @@ class Buffer:
         return r
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kernel:
     """`params` are global buffers in the order of the arguments; what a kernel stores to is an output.
 
@@ -212,9 +213,14 @@ class Kernel:
     locals: tuple[Buffer, ...]
     body: tuple[Stmt, ...]
 
-    @property
+    @cached_property
     def buffers(self) -> dict[str, Buffer]:
         return {b.name: b for b in self.params + self.locals}
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """The names of the parameters that are stored to."""
+        return frozenset(b.name for b in self.params) & written(self.body)
 
     @property
     def blocks(self) -> int:

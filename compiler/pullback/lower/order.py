@@ -1,0 +1,214 @@
+"""Pieces -> steps: which of them write their target in place, in which order, and which run side by side.
+
+Dependences are: a value before its readers; a reader of an old state (or scan carry) before the piece that
+overwrites it; and everything that can fail before the first write to state (the commit point).  Pieces of one
+generation do not depend on each other and become one launch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..graph.graph import NOWHERE
+from ..kernel.alias import can_alias, merge_params
+from ..kernel.kernel import Affine, Buffer, Kernel, Load, Store, loop
+from .groups import LoopPiece, Piece, Region, Value
+
+Item = Piece | LoopPiece
+
+
+@dataclass(eq=False, slots=True)
+class Storage:
+    """Where bytes lie: a base and an offset (the arena's are found last), and when they are needed."""
+
+    base: int
+    offset: int
+    value: Value
+    first: int = 1 << 60
+    last: int = -1
+
+    def touch(self, at: int) -> None:
+        self.first, self.last = min(self.first, at), max(self.last, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A value's storage and the bytes it moves on in each iteration of the loops around."""
+
+    storage: Storage
+    strides: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`new` must end up at `at`; `old` is the region's input that lives there before (state, carry)."""
+
+    new: Value
+    at: Located
+    old: Value | None = None
+    state: bool = False
+
+
+@dataclass(eq=False)
+class Ordered:
+    """A region ready to be laid out: generations of items, and where its targets' values lie."""
+
+    generations: list[list[Item]]
+    located: dict[Value, Located] = field(default_factory=dict)
+    commits: set[int] = field(default_factory=set)
+    """ids of the items that write state."""
+
+
+def root(v: Value) -> Value:
+    """The value that owns the bytes (a view shares its base's)."""
+    while v.view_of is not None:
+        v = v.view_of
+    return v
+
+
+def reads(item: Item) -> Iterable[Value]:
+    if isinstance(item, Piece):
+        outs = item.kernel.outputs
+        return [root(v) for v, b in zip(item.arguments, item.kernel.params, strict=True) if b.name not in outs]
+    outer = [o for o, _ in item.constants] + [c[0] for c in item.carries] + [o for o, _ in item.stacked_in]
+    return [root(v) for v in outer]
+
+
+def writes(item: Item) -> Iterable[Value]:
+    if isinstance(item, Piece):
+        outs = item.kernel.outputs
+        return [root(v) for v, b in zip(item.arguments, item.kernel.params, strict=True) if b.name in outs]
+    return [root(c[3]) for c in item.carries] + [root(o) for _, o in item.stacked_out]
+
+
+def can_fail(item: Item) -> bool:
+    return bool(item.sites) if isinstance(item, Piece) else any(map(can_fail, item.body.pieces))
+
+
+def copy_kernel(new: Value) -> Kernel:
+    """y = x, element by element, on the flat bytes of one value."""
+    n = new.type.size
+    x, y = Buffer("x0", (n,), new.type.dtype), Buffer("y0", (n,), new.type.dtype)
+    i = (Affine.of("i0"),)
+    body = loop("i0", n, "parallel", Store("y0", i, Load("x0", i, x.dtype)))
+    return Kernel("copy", (x, y), (), (body,))
+
+
+def order(region: Region, targets: Sequence[Target]) -> Ordered:
+    """Choose in-place writes, add copies where there is no other way, and sort into generations."""
+    refused: set[int] = set()
+    while True:
+        items, located, edges, writers = _settle(region, targets, refused)
+        generations, cyclic = _generations(items, edges, writers)
+        if not cyclic:
+            return Ordered(generations, located, {id(w) for w in writers})
+        before = len(refused)
+        for k, t in enumerate(targets):
+            if root(t.new) in located and any(root(t.new) in writes(i) for i in cyclic):
+                refused.add(k)
+        if len(refused) == before:
+            raise AssertionError("pieces depend on each other in a circle")
+
+
+def _settle(region: Region, targets: Sequence[Target], refused: set[int]):
+    items: list[Item] = list(region.pieces)
+    at = {id(p): k for k, p in enumerate(items)}
+    producer = {v: p for p in items for v in writes(p)}
+    located: dict[Value, Located] = {}
+    overwrites: list[tuple[Value, Item]] = []
+    writers: list[Item] = []
+    for k, t in enumerate(targets):
+        new, old = root(t.new), root(t.old) if t.old is not None else None
+        if new is old:
+            continue
+        made_by = producer.get(new)
+        if made_by is not None:
+            made_by = items[at[id(made_by)]]
+        direct = None
+        if made_by is not None and new not in located and k not in refused and not (t.state and can_fail(made_by)):
+            direct = _in_place(made_by, new, old)
+        if direct is None:
+            copy = Value(f"{t.new.name}.copy", t.new.type, t.new.loc, None)
+            direct = Piece(copy_kernel(t.new), (t.new, copy), t.new.loc or NOWHERE, "copy", (), ())
+            items.append(direct)
+            new = copy
+        elif direct is not made_by:
+            slot = next(n for p, n in at.items() if items[n] is made_by)
+            items[slot] = direct
+        located[new] = t.at
+        if old is not None:
+            overwrites.append((old, direct))
+        if t.state:
+            writers.append(direct)
+    return items, located, _edges(items, overwrites, writers), writers
+
+
+def _in_place(item: Item, new: Value, old: Value | None) -> Item | None:
+    """The item that writes `new` where `old` lies, or None if it cannot."""
+    if old is None or old not in reads(item):
+        return item
+    if not isinstance(item, Piece):
+        return None
+    outs = item.kernel.outputs
+    names = [b.name for b in item.kernel.params]
+    sources = [n for n, v in zip(names, item.arguments, strict=True) if root(v) is old and n not in outs]
+    made = [n for n, v in zip(names, item.arguments, strict=True) if root(v) is new and n in outs]
+    if len(sources) != 1 or len(made) != 1 or not can_alias(item.kernel, sources[0], made[0]):
+        return None
+    kernel = merge_params(item.kernel, sources[0], made[0])
+    by_name = dict(zip(names, item.arguments, strict=True)) | {sources[0]: dict(zip(names, item.arguments))[made[0]]}
+    kept = tuple(by_name[b.name] for b in kernel.params)
+    return replace(item, kernel=kernel, arguments=kept)
+
+
+def _edges(items: list[Item], overwrites, writers) -> dict[int, set[int]]:
+    """item number -> the numbers of the items that must come before it."""
+    number = {id(p): k for k, p in enumerate(items)}
+    producer = {v: k for k, p in enumerate(items) for v in writes(p)}
+    readers: dict[Value, list[int]] = defaultdict(list)
+    before: dict[int, set[int]] = {k: set() for k in range(len(items))}
+    for k, p in enumerate(items):
+        for v in reads(p):
+            readers[v].append(k)
+            if v in producer:
+                before[k].add(producer[v])
+    for old, writer in overwrites:
+        k = number[id(writer)]
+        before[k].update(r for r in readers[old] if r != k)
+    if writers:
+        fallible = [k for k, p in enumerate(items) if can_fail(p)]
+        for w in writers:
+            before[number[id(w)]].update(f for f in fallible if f != number[id(w)])
+    return before
+
+
+def _generations(items: list[Item], before: dict[int, set[int]], writers) -> tuple[list[list[Item]], list[Item]]:
+    """As soon as possible, except that what depends on nothing waits until just before its first reader."""
+    after: dict[int, list[int]] = defaultdict(list)
+    for k, preds in before.items():
+        for p in preds:
+            after[p].append(k)
+    waiting = {k: len(preds) for k, preds in before.items()}
+    ready = [k for k, n in waiting.items() if n == 0]
+    level: dict[int, int] = dict.fromkeys(ready, 0)
+    done = 0
+    while ready:
+        k = ready.pop()
+        done += 1
+        for s in after[k]:
+            level[s] = max(level.get(s, 0), level[k] + 1)
+            waiting[s] -= 1
+            if waiting[s] == 0:
+                ready.append(s)
+    if done < len(items):
+        return [], [items[k] for k, n in waiting.items() if n > 0]
+    state = {id(w) for w in writers}
+    for k, preds in before.items():
+        if not preds and after[k] and id(items[k]) not in state:
+            level[k] = min(level[s] for s in after[k]) - 1
+    generations: list[list[Item]] = [[] for _ in range(max(level.values(), default=-1) + 1)]
+    for k, p in enumerate(items):
+        generations[level[k]].append(p)
+    return [g for g in generations if g], []
