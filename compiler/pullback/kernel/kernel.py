@@ -277,22 +277,34 @@ def children(e: Expr) -> tuple[Expr, ...]:
     return ()
 
 
-def map_expr(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
-    """Rebuild an expression bottom-up through f."""
+def map_expr(e: Expr, f: Callable[[Expr], Expr], done: dict[int, Expr] | None = None) -> Expr:
+    """Rebuild an expression bottom-up through f, each shared part once (expressions are DAGs)."""
+    done = {} if done is None else done
+    new = done.get(id(e))
+    if new is None:
+        new = done[id(e)] = f(_map_children(e, f, done))
+    return new
+
+
+def _map_children(e: Expr, f: Callable[[Expr], Expr], done: dict[int, Expr]) -> Expr:
     if isinstance(e, Apply):
-        args = tuple(map_expr(a, f) for a in e.args)
-        return f(e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args))
+        args = tuple(map_expr(a, f, done) for a in e.args)
+        return e if all(a is b for a, b in zip(args, e.args, strict=True)) else Apply(e.fn, args, e.dtype)
     if isinstance(e, Checked):
-        return f(replace(e, value=map_expr(e.value, f)))
+        return replace(e, value=map_expr(e.value, f, done))
     if isinstance(e, Load) and any(isinstance(i, Checked) for i in e.index):
-        return f(replace(e, index=tuple(map_expr(i, f) if isinstance(i, Checked) else i for i in e.index)))
-    return f(e)
+        return replace(e, index=tuple(map_expr(i, f, done) if isinstance(i, Checked) else i for i in e.index))
+    return e
 
 
-def walk_expr(e: Expr) -> Iterator[Expr]:
-    yield e
-    for c in children(e):
-        yield from walk_expr(c)
+def walk_expr(e: Expr, seen: set[int] | None = None) -> Iterator[Expr]:
+    """Every node of an expression, shared parts once."""
+    seen = set() if seen is None else seen
+    if id(e) not in seen:
+        seen.add(id(e))
+        yield e
+        for c in children(e):
+            yield from walk_expr(c, seen)
 
 
 def loads(e: Expr) -> list[Load]:
