@@ -60,6 +60,8 @@ class Function:
     loc: Loc = NOWHERE
     padded: str | None = None
     """The named dimension along which a smaller last batch may be padded and cut, if the function allows it."""
+    prints: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """`debug_print`: format strings and the positions of their values, hidden results after the function's own."""
 
 
 @dataclass(frozen=True)
