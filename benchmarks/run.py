@@ -117,7 +117,7 @@ def compare(workload: str, systems: list[str], threads: int, rounds: int, steps:
 
 
 def table(rows: list[dict]) -> str:
-    head = "| workload | system | median ms | min ms | / best peer | share of limit | compile s | to first steps s | peak MB |"
+    head = "| workload | system | median ms | min ms | / best peer | share of limit | compile s | start s | peak MB |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         lines.append(

@@ -8,6 +8,7 @@ times of N training steps.  The caller alternates among the workers, so that all
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
@@ -92,7 +93,7 @@ def jax_step(name: str, threads: int) -> tuple[Step, dict]:
     params = {}
     if name == "mlp":
         d = workloads.MLP["dims"]
-        for i, (a, b) in enumerate(zip(d, d[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(d)):
             params[f"w{i}"] = jnp.asarray(rng.standard_normal((a, b), dtype="f4") / a**0.5)
             params[f"b{i}"] = jnp.zeros(b)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 MLP = {"batch": 128, "dims": (784, 512, 512, 10)}
@@ -28,7 +30,7 @@ def matmul_flops(name: str) -> float:
     """Floating-point operations of one training step's matrix products (the input needs no gradient)."""
     if name == "mlp":
         d, b = MLP["dims"], MLP["batch"]
-        layers = [2.0 * b * m * n for m, n in zip(d, d[1:], strict=False)]
+        layers = [2.0 * b * m * n for m, n in itertools.pairwise(d)]
     else:
         layers = [2.0 * MLPDEEP["batch"] * MLPDEEP["width"] ** 2] * MLPDEEP["layers"]
     return 3 * sum(layers) - (layers[0] if name == "mlp" else 0)
@@ -38,7 +40,7 @@ def state_bytes(name: str) -> float:
     """Bytes that Adam must move: read p, m, v, g and write p, m, v."""
     if name == "mlp":
         d = MLP["dims"]
-        n = sum(a * b + b for a, b in zip(d, d[1:], strict=False))
+        n = sum(a * b + b for a, b in itertools.pairwise(d))
     else:
         w = MLPDEEP["width"]
         n = MLPDEEP["layers"] * (w * w + 3 * w)
