@@ -16,6 +16,7 @@ from functools import cached_property
 from math import prod
 
 from ..graph.types import DType, bool_, f32, i64
+from .scalars import SCALARS
 
 
 # ---- indices --------------------------------------------------------------------------------------------
@@ -260,9 +261,9 @@ def loop(axis: str, extent: int, role: str, *body: Stmt) -> Loop:
 
 
 def apply(fn: str, *args: Expr, dtype: DType | None = None) -> Apply:
-    """A scalar function; comparisons give bool, everything else its first argument's type, unless said."""
+    """A scalar function; tests give bool, everything else its last argument's type, unless said."""
     if dtype is None:
-        dtype = bool_ if fn in ("lt", "le", "gt", "ge", "eq", "ne") else args[-1].dtype
+        dtype = bool_ if SCALARS[fn].result == "bool" else args[-1].dtype
     return Apply(fn, args, dtype)
 
 
