@@ -246,7 +246,7 @@ class Builder:
         return s, self.fadd(self.fsub(a, self.fsub(s, t)), self.fsub(b, t))
 
     def round_odd(self, x: Value, error: Value) -> Value:
-        """x, a rounded result whose exact value is x + error, rounded to odd instead, so that rounding again is safe."""
+        """x, a rounded result whose exact value is x + error, rounded to odd, so that rounding again is safe."""
         bits = f"i{x.ty.bits}"
         n = self.bitcast(x, bits)
         away = self.icmp("eq", self.fcmp("ogt", error, 0.0), self.fcmp("ogt", x, 0.0))
@@ -455,6 +455,14 @@ class Builder:
         if index.__class__ is int:
             return p if index == 0 else self.pure(p.ty, f"getelementptr {elem}, ptr {p.ref}, i64 {index}", p.depth)
         return self.pure(p.ty, f"getelementptr {elem}, ptr {p.ref}, i64 {index.ref}", max(p.depth, index.depth))
+
+    def recall(self, key) -> bool:
+        """Was this remembered in a scope around?"""
+        return any(key in scope.memo for scope in self.scopes)
+
+    def remember(self, key) -> None:
+        """Note that something has been done in this scope, for all that follows in it."""
+        self.scopes[-1].memo[key] = True
 
     def touch(self, buffers: Iterable[str]) -> None:
         """Something was or will be stored to these: loads before are not shared with loads after."""
