@@ -1,0 +1,344 @@
+"""The CPU schedule of contractions (matrix products of all kinds): kernel -> kernel on IR 2.
+
+The nest: parallel axes around `acc = 0; reduce k: acc = fma(a, b, acc); stores of expressions of acc`.  An
+axis that only `a` moves with is a *row*, one that only `b` moves with a *column*; others are outer axes.
+One column axis is vectorised; a register tile of rows x vectors adds k in order (facts are in
+docs/schedules.md).  The plan of blocks, panels and tiles is chosen from shapes and strides in `choose`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, prod
+
+from ..codegen.target import Target
+from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
+from .nest import chain_of, cost, extents_of, fuse_chain, order_axes, outer_chain, rename, stride
+from .staging import axes_in, carry, pack, place, spill, tensorise
+from .steps import axes_of, bind, rename_loops, sink, split, tidy
+
+BLOCK_FLOPS = 1 << 19
+"""Blocks are at least about this much work (5 us), so that claiming one costs nothing."""
+BLOCKS = 24
+"""As many blocks balance up to eight threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A nest of this family: its axes in groups (outermost first) and where they lie in memory."""
+
+    acc: str
+    outer: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    reduced: tuple[str, ...]
+    swapped: bool  # the column operand is fma's first factor
+
+
+def accumulation(s: Store) -> tuple[Expr, Expr] | None:
+    """(a, b) of `acc = fma(a, b, acc)`."""
+    v = s.value
+    if isinstance(v, Apply) and v.fn == "fma" and s.where is None:
+        c = v.args[2]
+        if isinstance(c, Load) and c.buffer == s.buffer and c.index == s.index:
+            return v.args[0], v.args[1]
+    return None
+
+
+def recognise(kernel: Kernel) -> tuple[str, list[Loop], list[Loop], Store] | None:
+    """(acc, parallel loops, reduce loops, the accumulating store) if the kernel is a contraction."""
+    chain, stmts = outer_chain(kernel)
+    if len(stmts) < 3 or not isinstance(stmts[0], Store) or not isinstance(stmts[1], Loop):
+        return None
+    init, rest = stmts[0], stmts[2:]
+    reduce, inner = chain_of(stmts[1], "reduce")
+    if not reduce or len(inner) != 1 or not isinstance(inner[0], Store) or accumulation(inner[0]) is None:
+        return None
+    step = inner[0]
+    local = {b.name: b for b in kernel.locals}
+    if init.buffer != step.buffer or step.buffer not in local or local[step.buffer].shape or step.masks or init.masks:
+        return None
+    if not all(isinstance(s, Store) for s in rest) or any(not isinstance(s.extent, int) for s in (*chain, *reduce)):
+        return None
+    if init.buffer in written(rest):
+        return None
+    return step.buffer, chain, reduce, step
+
+
+def group(kernel: Kernel, swapped: bool) -> Contraction:
+    acc, chain, reduce, step = recognise(kernel)
+    a, b = accumulation(step)
+    rows, columns = (axes_in(b), axes_in(a)) if swapped else (axes_in(a), axes_in(b))
+    names = [s.axis for s in chain]
+    return Contraction(
+        acc,
+        tuple(n for n in names if (n in rows) == (n in columns)),
+        tuple(n for n in names if n in rows and n not in columns),
+        tuple(n for n in names if n in columns and n not in rows),
+        tuple(s.axis for s in reduce),
+        swapped,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """What `choose` decides, in elements: the register tile, the block, the stretch of k that is packed."""
+
+    mr: int
+    nv: int
+    mc: int
+    nc: int
+    kc: int
+    pack_a: bool = False
+    pack_b: bool = False
+    carry_k: bool = False  # k blocks outside of the tiles: accumulators wait in memory
+
+
+def schedule_contraction(kernel: Kernel, target: Target, tiling: Tiling | None = None) -> Kernel:
+    """`tiling` overrides `choose` (tests and measurements)."""
+    kernel, c = normalise(kernel, target)
+    lanes = target.lanes(kernel.buffers[c.acc].dtype.bits)
+    t = tiling or choose(kernel, c, target)
+    a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
+    k = c.reduced[-1]
+    stretch = t.kc < extents_of(kernel)[k]
+    heavy = not t.carry_k and sum(cost(s.value) for s in _epilogue(kernel)) > HEAVY
+
+    # Blocks and panels: outer.., jc, ic, jp around the rows and columns of one panel.
+    kernel = split(kernel, "i", t.mc, "ic", "i")
+    kernel = split(kernel, "j", t.nc, "jc", "j")
+    kernel = sink(kernel, "i", past=("jc",))
+    kernel = sink(kernel, "ic", past=("jc",))
+    kernel = split(kernel, "j", t.nv * lanes, "jp", "j")
+    kernel = sink(kernel, "i", past=("jp",))
+
+    for axis in reversed(c.outer):
+        kernel = sink(kernel, axis, past=("jc", "ic"))
+
+    # Where k goes in stretches around many tiles, accumulators wait in memory.
+    if heavy:
+        kernel = spill(kernel, c.acc, c.reduced[0], "out")
+    if stretch:
+        kernel = split(kernel, k, t.kc, "kc", k)
+    if t.carry_k:
+        for axis in ("j", "i", "jp"):
+            kernel = sink(kernel, axis, past=("kc",))
+        kernel = place(kernel, c.acc, "local")
+    kernel = _pack_rows(kernel, c, t, a, "kc" if t.carry_k else ("ic", *c.outer)[-1], lanes)
+    at_panel = t.carry_k or not stretch
+    if at_panel:
+        kernel = _pack_columns(kernel, c, t, b, "jp", c.reduced, lanes)
+
+    # The register tile.
+    kernel = split(kernel, "i", t.mr, "it", "i", tail="even")
+    kernel = sink(kernel, "j", cut=_stores_to("out"))
+    kernel = sink(kernel, "i", stop=("j",), cut=_stores_to("out"))
+    if not at_panel:
+        kernel = _pack_columns(kernel, c, t, b, "kc", (k,), lanes)
+    if t.carry_k:
+        kernel = carry(kernel, c.acc, ("i", "j"), "it", "tile")
+    if heavy or t.carry_k:  # code for one vector, in loops
+        kernel = rename_loops(kernel, {"i": "ie", "j": "je"}, lambda s: not written((s,)) & {"tile", "out", c.acc})
+        if t.carry_k:
+            kernel = rename_loops(kernel, {"i": "i0", "j": "j0"}, lambda s: read((s,)).isdisjoint({c.acc, "tile"}))
+    return _bind(kernel, c, lanes)
+
+
+# ---- the steps' parts ------------------------------------------------------------------------------------
+HEAVY = 6
+"""Epilogues that cost more than this are loops of their own instead of being unrolled over the tile."""
+
+
+def _operand(c: Contraction, n: int):
+    def pick(s: Store) -> Expr | None:
+        return factors[n] if s.buffer in (c.acc, "tile") and (factors := accumulation(s)) else None
+
+    return pick
+
+
+def _stores_to(buffer: str):
+    return lambda s: written((s,)) == {buffer}
+
+
+def _epilogue(kernel: Kernel) -> list[Store]:
+    _, stmts = outer_chain(kernel)
+    return stores(stmts[2:])
+
+
+def _pack_rows(kernel: Kernel, c: Contraction, t: Tiling, operand, at: str, lanes: int) -> Kernel:
+    """Copy a block of the row operand as it lies, so that rows are near each other."""
+    if not t.pack_a:
+        return kernel
+    along_i = _unit(kernel, operand, "i")
+    axes = (*c.reduced, "i") if along_i else ("i", *c.reduced)
+    kernel = pack(kernel, operand, axes, at, "block", pad=lanes)
+    return _vector_copy(kernel, f"{axes[-1]}_block", lanes)
+
+
+def _pack_columns(
+    kernel: Kernel, c: Contraction, t: Tiling, operand, at: str, reduced: tuple[str, ...], lanes: int
+) -> Kernel:
+    """Copy the panel of the column operand to [k, j]; what lies along k is transposed vector by vector."""
+    if not t.pack_b:
+        return kernel
+    k = reduced[-1]
+    transposed = _unit(kernel, operand, k) and not _unit(kernel, operand, "j")
+    if transposed and not all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand)):
+        kernel = pack(kernel, operand, ("j", *reduced), at, "rows", pad=lanes)
+        kernel = _vector_copy(kernel, f"{k}_rows", lanes)
+    kernel = pack(kernel, operand, (*reduced, "j"), at, "panel")
+    if not transposed:
+        return _vector_copy(kernel, "j_panel", lanes)
+    kernel = split(kernel, "j_panel", lanes, "jv_panel", "j_panel")
+    kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
+    kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
+    return tensorise(kernel, (f"{k}_panel", "j_panel"), "transpose")
+
+
+def _picked(kernel: Kernel, operand) -> set[Expr]:
+    return {e for s in stores(kernel.body) if (e := operand(s)) is not None}
+
+
+def _unit(kernel: Kernel, operand, axis: str) -> bool:
+    """Does the operand's widest load walk an axis element by element?"""
+    steps = [abs(stride(kernel, x, axis) or 0) for e in _picked(kernel, operand) for x in loads(e)]
+    return max(steps, default=0) == 1
+
+
+def _vector_copy(kernel: Kernel, axis: str, lanes: int) -> Kernel:
+    return bind(split(kernel, axis, lanes, f"{axis}_v", axis, tail="mask"), **{axis: "vector"})
+
+
+def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
+    names = axes_of(kernel.body)
+    bindings = {n: "block" for n in ("jc", "ic", *c.outer)}
+    for i, j in (("i", "j"), ("i0", "j0"), ("ie", "je"), ("i_tile", "j_tile")):
+        if j in names:
+            kernel = split(kernel, j, lanes, f"{j}_v", j, tail="mask")
+            bindings[j] = "vector"
+            if j in ("j", "j_tile"):
+                bindings |= {f"{j}_v": "unroll", i: "unroll"}
+    return tidy(bind(kernel, **bindings))
+
+
+# ---- reading and choosing -------------------------------------------------------------------------------
+def normalise(kernel: Kernel, target: Target) -> tuple[Kernel, Contraction]:
+    """Fuse axes where memory allows; name the row axis of the tile `i`, the vectorised column axis `j`, and
+    put all other axes around them."""
+    c = group(kernel, False)
+    kernel = order_axes(kernel, (*c.outer, *c.rows, *c.columns))
+    left: list[str] = []
+    for axes in (c.outer, c.rows, c.columns, c.reduced):
+        kernel, names = fuse_chain(kernel, list(axes))
+        left.append(names)
+    outer, rows, columns, reduced = left
+    extents = extents_of(kernel)
+    outs = [s for s in _epilogue(kernel) if s.buffer in {b.name for b in kernel.params}]
+
+    def nearest(axes: list[str]) -> str | None:  # what lies closest in the outputs, then the longest
+        def far(n: str):
+            return (min((abs(stride(kernel, s, n) or 1 << 40) for s in outs), default=0), -extents[n])
+
+        return min(axes, key=far, default=None)
+
+    i, j = nearest(rows), nearest(columns)
+    acc, _, _, step = recognise(kernel)
+    a, b = accumulation(step)
+    lanes = target.lanes(kernel.buffers[acc].dtype.bits)
+    k = reduced[-1]
+
+    def price(col: str | None, row: str | None, operand: Expr) -> float:
+        """Cycles per element of k when `col` is vectorised: fma, transposition, scattered stores."""
+        n, m, depth = extents.get(col, 1), extents.get(row, 1), prod(extents[x] for x in reduced)
+        vectors = ceil(n / lanes)
+        step = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
+        near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
+        load = 1 if step <= 1 else 8 if near <= 1 else 2 * lanes
+        scatter = any(stride(kernel, s, col) not in (0, 1) for s in outs) if col and n > 1 else False
+        return max(m * vectors, 4) + load * vectors + scatter * 2.0 * m * n / depth
+
+    swapped = price(i, j, a) < price(j, i, b)
+    if swapped:
+        i, j, rows, columns = j, i, columns, rows
+    outer += [n for n in rows + columns if n not in (i, j)]
+    names = {n: f"o{d}" for d, n in enumerate(outer)} | {n: f"k{d}" for d, n in enumerate(reduced)}
+    names |= {n: new for n, new in ((i, "i"), (j, "j")) if n}
+    kernel = rename(order_axes(kernel, [*outer, *(n for n in (i, j) if n)]), names)
+    if i is None:  # matrix-vector products: an axis of one
+        kernel = _wrap(kernel, "i", len(outer))
+    if j is None:
+        kernel = _wrap(kernel, "j", len(outer) + 1)
+    return kernel, Contraction(
+        acc, tuple(names[n] for n in outer), ("i",), ("j",), tuple(names[n] for n in reduced), swapped
+    )
+
+
+def _wrap(kernel: Kernel, axis: str, depth: int) -> Kernel:
+    """Add a parallel axis of extent 1 below the `depth` outermost loops."""
+    chain, body = outer_chain(kernel)
+    for s in (*reversed(chain[depth:]), Loop(axis, 1, "parallel", ()), *reversed(chain[:depth])):
+        body = (replace(s, body=body),)
+    return replace(kernel, body=body)
+
+
+TILES = {  # registers -> (rows, vectors) of register tiles that reach the limit, best first
+    32: (
+        (8, 2), (8, 3), (4, 4), (12, 2), (6, 4), (10, 2), (9, 2), (7, 2), (14, 2), (5, 5), (4, 6), (3, 8), (2, 8),
+        (1, 12), (12, 1),
+    ),
+    16: ((6, 2), (4, 3), (4, 2), (5, 2), (3, 4), (2, 5), (1, 8), (8, 1)),
+}  # fmt: skip
+
+
+def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
+    """The register tile with the fewest cycles for these extents, and blocks that balance and fit the caches."""
+    extents = extents_of(kernel)
+    acc = kernel.buffers[c.acc]
+    lanes, size = target.lanes(acc.dtype.bits), acc.dtype.size
+    m, n, k = extents["i"], extents["j"], prod(extents[x] for x in c.reduced)
+    outer = prod(extents[x] for x in c.outer)
+    vectors = ceil(n / lanes)
+
+    def price(tile: tuple[int, int]) -> float:
+        rows, nv = tile
+        tiles = ceil(m / rows)
+        low, more = divmod(m, tiles)  # `more` tiles have low + 1 rows
+        panels, rest = divmod(vectors, nv)
+        total = 0.0
+        for mr, a in ((low, tiles - more), (low + 1, more)):
+            for v, b in ((nv, panels), (rest, 1 if rest else 0)):
+                if a and b:
+                    total += a * b * (k * max(mr * v, v + mr / 2, 4) + 2 * mr * v + 12)
+        return total * (1 + 0.01 * (bool(more) + bool(rest)))
+
+    mr, nv = min(TILES[32 if target.registers >= 32 else 16], key=price)
+    mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
+    nr = nv * lanes
+    tiles, panels = ceil(m / mr), ceil(vectors / nv)
+    a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
+    last = c.reduced[-1]
+
+    def plain(operand) -> bool:
+        return all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand))
+
+    def conflicts(operand) -> bool:
+        """Successive k lie a multiple of the page apart: they share cache sets, and nothing prefetches them."""
+        steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
+        return any(s and s % 2048 == 0 for s in steps)
+
+    pack_b = not (plain(b) and _unit(kernel, b, "j"))
+    pack_b = pack_b or (tiles >= 4 and k >= 64 and (conflicts(b) or n * k * size > 1 << 20))
+    pack_a = not plain(a) or (panels >= 3 and k >= 64 and conflicts(a))
+    carry_k = pack_b and tiles >= 4 and k > 1024 and len(c.reduced) == 1
+    kc = ceil(k / ceil(k / 512)) if carry_k else k
+    if pack_b and tiles == 1 and len(c.reduced) == 1:
+        kc = min(k, 256)  # each panel is used once: keep it near
+    if len(c.reduced) > 1:
+        kc = extents[last]
+
+    want = max(1, min(BLOCKS, 2 * m * n * k * outer // BLOCK_FLOPS)) / outer
+    fit = max(8, target.l2 // 2 // (size * kc) // mr)  # row tiles of which `a` stays in the second-level cache
+    rb = ceil(tiles / fit) if panels > 1 else 1
+    cb = min(panels, max(1, ceil(want / rb)))
+    rb = min(tiles, max(rb, ceil(want / cb)))
+    return Tiling(mr, nv, ceil(tiles / rb) * mr, ceil(panels / cb) * nr, kc, pack_a, pack_b, carry_k)

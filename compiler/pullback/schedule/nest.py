@@ -1,0 +1,148 @@
+"""Reading a nest: what the schedules ask of an unscheduled kernel of IR 2 before they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+
+from ..errors import ScheduleError
+from ..kernel.kernel import (
+    Affine,
+    Apply,
+    Expr,
+    Kernel,
+    Load,
+    Loop,
+    Stmt,
+    Store,
+    exprs,
+    loads,
+    stores,
+    subst,
+    walk,
+    walk_expr,
+)
+from ..kernel.scalars import SCALARS
+from .staging import accesses, fuse
+
+
+def outer_chain(kernel: Kernel) -> tuple[list[Loop], tuple[Stmt, ...]]:
+    """The perfectly nested parallel loops at the top, and what they hold."""
+    chain: list[Loop] = []
+    stmts = kernel.body
+    while len(stmts) == 1 and isinstance(stmts[0], Loop) and stmts[0].role == "parallel":
+        chain.append(stmts[0])
+        stmts = stmts[0].body
+    return chain, stmts
+
+
+def chain_of(s: Stmt, role: str) -> tuple[list[Loop], tuple[Stmt, ...]]:
+    """The perfectly nested loops of one role that begin at s, and what they hold."""
+    chain: list[Loop] = []
+    stmts: tuple[Stmt, ...] = (s,)
+    while len(stmts) == 1 and isinstance(stmts[0], Loop) and stmts[0].role == role:
+        chain.append(stmts[0])
+        stmts = stmts[0].body
+    return chain, stmts
+
+
+def stride(kernel: Kernel, x: Load | Store, axis: str) -> int | None:
+    """Elements from one access to the next along an axis; None where a checked index moves with it."""
+    r = 0
+    for i, s in zip(x.index, kernel.buffers[x.buffer].step, strict=True):
+        if isinstance(i, Affine):
+            r += i.coef(axis) * s
+        elif any(axis in a.axes for e in walk_expr(i) if isinstance(e, Load) for a in e.index if isinstance(a, Affine)):
+            return None
+    return r
+
+
+def cost(e: Expr) -> int:
+    """Roughly the cycles of an expression on a vector, each node once."""
+    seen: set[int] = set()
+    total = 0
+    for x in walk_expr(e):
+        if id(x) not in seen:
+            seen.add(id(x))
+            total += SCALARS[x.fn].cost if isinstance(x, Apply) else 0
+    return total
+
+
+def order_axes(kernel: Kernel, names: Iterable[str]) -> Kernel:
+    """Permute the perfectly nested parallel loops at the top into the order of `names` (all of them)."""
+    chain, inner = outer_chain(kernel)
+    by_name = {s.axis: s for s in chain}
+    names = list(names)
+    if sorted(names) != sorted(by_name) or any(not isinstance(s.extent, int) for s in chain):
+        raise ScheduleError(f"{kernel.name}: {names} are not its outer axes {list(by_name)}")
+    body = inner
+    for n in reversed(names):
+        body = (replace(by_name[n], body=body),)
+    return replace(kernel, body=body)
+
+
+def rename(kernel: Kernel, names: dict[str, str]) -> Kernel:
+    """Give axes other names everywhere (all at once)."""
+    env = {a: Affine.of(b) for a, b in names.items()}
+
+    def go(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(
+            replace(s, axis=names.get(s.axis, s.axis), body=go(s.body)) if isinstance(s, Loop) else s for s in stmts
+        )
+
+    return replace(kernel, body=go(subst(kernel.body, env)))
+
+
+def fuse_chain(kernel: Kernel, axes: list[str]) -> tuple[Kernel, list[str]]:
+    """Fuse neighbours of directly nested loops wherever every access allows; the names that are left.
+
+    A fused axis has the name of its outer part.
+    """
+    left = list(axes)
+    n = len(left) - 2
+    while n >= 0:
+        a, b = left[n], left[n + 1]
+        if can_fuse(kernel, a, b):
+            kernel = fuse(kernel, a, b, a)
+            del left[n + 1]
+        n -= 1
+    return kernel, left
+
+
+def can_fuse(kernel: Kernel, outer: str, inner: str) -> bool:
+    """A quick look at the strides before `fuse` does the whole check."""
+    extents = {s.axis: s.extent for s in walk(kernel.body) if isinstance(s, Loop)}
+    for x in accesses(kernel):
+        a, b = stride(kernel, x, outer), stride(kernel, x, inner)
+        if a is None or b is None or a != b * extents[inner]:
+            return False
+    try:
+        fuse(kernel, outer, inner, outer)
+    except ScheduleError:
+        return False
+    return True
+
+
+def memory(kernel: Kernel, stmts: Iterable[Stmt]) -> list[Store | Load]:
+    """The accesses to global buffers in these statements."""
+    params = {b.name for b in kernel.params}
+    out: list[Store | Load] = []
+    for s in stores(stmts):
+        if s.buffer in params:
+            out.append(s)
+        out += (x for e in exprs(s) for x in loads(e) if x.buffer in params)
+    return out
+
+
+def extents_of(kernel: Kernel) -> dict[str, int]:
+    """axis -> extent of its longest loop (constant extents only)."""
+    out: dict[str, int] = {}
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and isinstance(s.extent, int):
+            out[s.axis] = max(out.get(s.axis, 0), s.extent)
+    return out
+
+
+def iterations(loops: Iterable[Loop]) -> int:
+    return prod(s.extent for s in loops if isinstance(s.extent, int))
