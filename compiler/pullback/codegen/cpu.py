@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from math import prod
 
 from ..errors import VerifyError
-from ..kernel.kernel import Kernel, Loop, Stmt, written
+from ..kernel.kernel import Kernel, written
 from ..kernel.plan import MAX_LOOPS
 from .builder import I64, PTR, Builder, Value, ty
 from .emit import Emitter
@@ -84,13 +84,23 @@ def _body(name: str, kernel: Kernel, target: Target) -> str:
         pointers[local] = b.offset(scratch, "i8", at)
     emitter = Emitter(kernel, b, pointers, Value("%status", PTR))
     lo, hi = Value("%lo", I64), Value("%hi", I64)
-    axes, inner = _blocks(kernel)
-    if not axes:
-        with b.when(b.icmp("slt", lo, hi)):
-            emitter.body(inner)
-    elif prod(n for _, n in axes):
+    first = 0
+    for chain, inner in kernel.ranges:
+        if not chain:
+            with b.when(b.icmp("slt", lo, hi)):
+                emitter.body(inner)
+            continue
+        axes = [(s.axis, s.extent) for s in chain]
+        count = prod(n for _, n in axes)
+        if not count:
+            continue
+        low, high = lo, hi
+        if len(kernel.ranges) > 1:  # this chain's part of the blocks, counted from its first
+            low = b.sub(b.smax(lo, b.const(I64, first)), first)
+            high = b.sub(b.smin(hi, b.const(I64, first + count)), first)
+        first += count
         touched = [n for n in written(inner) if kernel.buffers[n].space != "register"]
-        with b.loop(lo, hi, touched) as block:
+        with b.loop(low, high, touched) as block:
             for a, n in axes:
                 emitter.extents[a] = n
             for i, (a, n) in enumerate(axes):
@@ -101,15 +111,6 @@ def _body(name: str, kernel: Kernel, target: Target) -> str:
     arguments = [f"ptr noalias {n}" for n in names]
     parameters = ", ".join([*arguments, "ptr noalias %scratch", "ptr %status", "i64 %lo", "i64 %hi"])
     return _function("internal", name + ".body", parameters, b, f"noinline nounwind {target.attributes}")
-
-
-def _blocks(kernel: Kernel) -> tuple[list[tuple[str, int]], tuple[Stmt, ...]]:
-    """The outermost block axes and what runs in a block."""
-    axes, stmts = [], kernel.body
-    while len(stmts) == 1 and isinstance(stmts[0], Loop) and stmts[0].binding == "block":
-        axes.append((stmts[0].axis, stmts[0].extent))
-        stmts = stmts[0].body
-    return axes, stmts
 
 
 def _wrapper(name: str, kernel: Kernel, target: Target) -> str:
