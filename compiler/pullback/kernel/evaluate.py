@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import PullbackError
 from ..graph.types import TensorType
+from .content import with_blocks
 from .interpret import CheckFailed, Evaluator, OutOfBounds, decode, encode, memory_type, poison
 from .kernel import Buffer, Kernel, written
 from .plan import FIRST_ARGUMENT, Argument, FunctionPlan, Launch, Plan, StateSlot, Step
@@ -79,7 +80,7 @@ def evaluate_plan(
     bases = [np.full(function.arena, 0xFF, np.uint8), state, np.frombuffer(plan.constants, np.uint8)]
     bases += [_bytes(x, t) for x, t in zip(inputs, function.inputs, strict=True)]
     bases += [np.full(t.nbytes, 0xFF, np.uint8) for t in function.outputs]
-    compiled: dict[str, Evaluator] = {}
+    compiled: dict[tuple[str, int], Evaluator] = {}
     _run(plan, function.steps, (), bases, compiled, lockstep)
     outputs = bases[FIRST_ARGUMENT + len(inputs) :]
     return [
@@ -92,9 +93,10 @@ def _run(plan: Plan, steps: Sequence[Step], counters: tuple[int, ...], bases, co
     for step in steps:
         if isinstance(step, Launch):
             for call in step.calls:
-                run = compiled.get(call.kernel)
+                key = (call.kernel, call.blocks)
+                run = compiled.get(key)
                 if run is None:
-                    run = compiled[call.kernel] = Evaluator(plan.kernels[call.kernel], lockstep)
+                    run = compiled[key] = Evaluator(with_blocks(plan.kernels[call.kernel], call.blocks), lockstep)
                 pairs = zip(call.arguments, run.kernel.params, strict=True)
                 run(*(_argument(a, b, counters, bases, call.kernel) for a, b in pairs))
         else:
