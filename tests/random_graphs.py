@@ -1,0 +1,402 @@
+"""Random well-typed graphs over all op families, and data for them: what the passes and lower levels are tested on.
+
+`random_graph(rng, nodes, exact)` draws from a `random.Random`, so a seed is a graph.  Two kinds:
+
+* exact: every element-wise op, movement, extremes, gathers, sorting, scans.  No sums, so a transformation
+  must keep every bit.
+* sums: reductions and contractions with element-wise ops that do not amplify rounding, to be compared with a
+  tolerance.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+from hypothesis import strategies as st
+
+from pullback.errors import ScriptError
+from pullback.graph.graph import Graph, Loc, Node, make
+from pullback.graph.types import DTYPES, DType, TensorType, bf16, bool_, f16, f32, f64, i32, u32
+from pullback.kernel.scalars import SCALARS
+from pullback.ops import OPS
+from pullback.ops import contract as C
+from pullback.ops import elementwise as E
+from pullback.ops import indexing as X
+from pullback.ops import leaf as L
+from pullback.ops import movement as M
+from pullback.ops import ordered as O
+from pullback.ops import reduction as R
+from pullback.ops.random import Random
+from pullback.ops.scan import Scan
+
+SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 0)
+"""Axes are small, often 1, sometimes empty."""
+SMOOTH = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "tanh", "sin", "cos", "sub", "add", "mul", "erf")
+"""Element-wise ops that do not blow up a rounding error."""
+FILLS = (0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, -1.5, float("inf"), float("nan"), 1e-3)
+LOC = Loc("model.py", 1, "f")
+
+
+def random_graph(rng: random.Random, nodes: int = 12, exact: bool = True, dtypes: tuple[DType, ...] = ()) -> Graph:
+    """A graph of about `nodes` operations with one to three inputs and one to three outputs."""
+    g = _Builder(rng, exact, dtypes or ((f32, f64, f16, bf16, i32, u32, bool_) if exact else (f64,)))
+    inputs = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
+    g.grow(nodes)
+    tensors = [n for n in g.pool if isinstance(n.type, TensorType)]
+    outputs = [tensors[-1]] + [rng.choice(tensors) for _ in range(rng.randint(0, 2))]
+    return Graph("random", tuple(inputs), tuple(outputs))
+
+
+def graphs(exact: bool = True, max_nodes: int = 14, **kwargs) -> st.SearchStrategy[Graph]:
+    """Hypothesis strategy of `random_graph`."""
+    return st.builds(
+        lambda rng, nodes: random_graph(rng, nodes, exact, **kwargs),
+        st.randoms(use_true_random=False),
+        st.integers(1, max_nodes),
+    )
+
+
+def random_inputs(graph: Graph, seed: int = 0, special: bool = True) -> list[np.ndarray]:
+    """Arrays for a graph's inputs; `special`: some NaN, infinities and signed zeros among the floats."""
+    rng = np.random.default_rng(seed)
+    return [random_array(rng, x.type, special) for x in graph.inputs]
+
+
+def random_array(rng: np.random.Generator, t: TensorType, special: bool = True) -> np.ndarray:
+    if t.dtype.kind == "b":
+        return rng.integers(0, 2, t.shape).astype(np.bool_)
+    if t.dtype.is_integer:
+        low = 0 if t.dtype.kind == "u" else -6
+        return rng.integers(low, 7, t.shape).astype(t.dtype.numpy)
+    x = np.where(rng.random(t.shape) < 0.5, rng.standard_normal(t.shape), rng.integers(-3, 4, t.shape))
+    if special:
+        chosen = rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0], t.shape)
+        x = np.where(rng.random(t.shape) < 0.15, chosen, x)
+    return t.dtype.round(x)
+
+
+class _Builder:
+    """A pool of nodes that grows by random operations on random members."""
+
+    def __init__(self, rng: random.Random, exact: bool, dtypes: tuple[DType, ...], scans: bool = True):
+        self.rng, self.exact, self.dtypes, self.scans = rng, exact, dtypes, scans
+        self.pool: list[Node] = []
+        self.made = 0
+
+    # -- choices
+    def shape(self, ndim: int | None = None) -> tuple[int, ...]:
+        return tuple(self.rng.choice(SIZES) for _ in range(self.rng.randint(0, 3) if ndim is None else ndim))
+
+    def pick(self, where: Callable[[Node], bool] = lambda n: True) -> Node:
+        """A random member; a fresh leaf if none will do."""
+        found = [n for n in self.pool if isinstance(n.type, TensorType) and where(n)]
+        if found:
+            return self.rng.choice(found[-8:] if self.rng.random() < 0.7 else found)
+        for _ in range(200):
+            n = self.leaf()
+            if where(n):
+                return n
+        raise ScriptError("nothing fits", LOC)
+
+    def add(self, op, *inputs: Node) -> Node:
+        n = make(op, *inputs, loc=LOC)
+        self.pool.append(n)
+        return n
+
+    def input(self, label: str, t: TensorType | None = None) -> Node:
+        t = t or TensorType(self.rng.choice(self.dtypes), self.shape())
+        return self.add(L.Input(label, t.dtype, t.shape))
+
+    def fill(self, dtype: DType, shape: tuple[int, ...]) -> Node:
+        finite = [v for v in FILLS if self.exact or (v - v == 0 and abs(v) <= 2)]
+        value = self.rng.choice(finite)
+        if dtype.kind == "b":
+            value = self.rng.random() < 0.5
+        elif dtype.is_integer:
+            value = self.rng.choice((0, 1, 2, 3) if dtype.kind == "u" else (0, 1, -1, 2, 3))
+        return self.add(L.Fill(value, dtype, shape))
+
+    def leaf(self) -> Node:
+        t = TensorType(self.rng.choice(self.dtypes), self.shape())
+        what = self.rng.random()
+        if what < 0.3 and t.ndim and t.dtype.kind != "b":
+            return self.add(L.Iota(t.dtype, t.shape, self.rng.randrange(t.ndim)))
+        if what < 0.6:
+            array = random_array(np.random.default_rng(self.rng.randrange(1000)), t, self.exact)
+            return self.add(L.Constant.of(array, t.dtype))
+        return self.fill(t.dtype, t.shape)
+
+    def like(self, t: TensorType) -> Node:
+        """A node of this type: there already, a constant, or broadcast or cast from another."""
+        same = [n for n in self.pool if n.type == t]
+        if same and self.rng.random() < 0.6:
+            return self.rng.choice(same)
+        if self.rng.random() < 0.5:
+            return self.fill(t.dtype, t.shape)
+        x = self.broadcast_to(t.shape)
+        return x if x.dtype == t.dtype else self.add(E.Cast(t.dtype), x)
+
+    def broadcast_to(self, shape: tuple[int, ...]) -> Node:
+        def fits(n: Node) -> bool:
+            return n.type.ndim <= len(shape) and all(
+                a in (1, b) for a, b in zip(n.shape[::-1], shape[::-1], strict=False)
+            )
+
+        x = self.pick(fits)
+        k = len(shape) - x.type.ndim
+        return x if x.shape == shape else self.add(M.Broadcast(shape, tuple(range(k, len(shape)))), x)
+
+    # -- growth
+    def grow(self, nodes: int) -> None:
+        makers = EXACT_MAKERS if self.exact else SUM_MAKERS
+        target, tries = len(self.pool) + nodes, 0
+        while len(self.pool) < target and tries < 10 * nodes:
+            tries += 1
+            kept = len(self.pool)
+            try:
+                self.rng.choice(makers)(self)
+            except ScriptError:  # the draw did not fit; what it had made so far stays out
+                del self.pool[kept:]
+
+
+def elementwise(g: _Builder) -> None:
+    names = ELEMENTWISE if g.exact else SMOOTH
+    cls = OPS[g.rng.choice(names)]
+    entry = SCALARS[cls.name]
+    if cls is E.Select:
+        a = g.pick()
+        b = g.like(a.type)
+        g.add(cls(), g.like(TensorType(bool_, a.shape)), a, b)
+        return
+    x = g.pick(lambda n: n.dtype.kind in entry.kinds)
+    others = [g.like(x.type) for _ in range(entry.arity - 1)]
+    if cls is E.MulHi and x.dtype is not u32:
+        return
+    if g.exact and g.rng.random() < 0.2:
+        others, x = [x, *others[1:]] if others else [], others[0] if others else x
+    g.add(cls(), x, *others)
+
+
+def cast(g: _Builder) -> None:
+    g.add(E.Cast(g.rng.choice(g.dtypes)), g.pick())
+
+
+def stop_gradient(g: _Builder) -> None:
+    g.add(E.StopGradient(), g.pick())
+
+
+def reshape(g: _Builder) -> None:
+    x = g.pick()
+    dims = [d for d in x.shape if d != 1 or g.rng.random() < 0.5]
+    if len(dims) > 1 and g.rng.random() < 0.4:
+        k = g.rng.randrange(len(dims) - 1)
+        dims[k : k + 2] = [dims[k] * dims[k + 1]]
+    elif dims and g.rng.random() < 0.4 and dims[0] == 4:
+        dims[:1] = [2, 2]
+    for _ in range(g.rng.randint(0, 2)):
+        dims.insert(g.rng.randint(0, len(dims)), 1)
+    g.add(M.Reshape(tuple(dims)), x)
+
+
+def permute(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    axes = list(range(x.type.ndim))
+    g.rng.shuffle(axes)
+    g.add(M.Permute(tuple(axes)), x)
+
+
+def broadcast(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim <= 2)
+    dims: list[tuple[int, int | None]] = [
+        (g.rng.choice((2, 3)) if n == 1 and g.rng.random() < 0.5 else n, d) for d, n in enumerate(x.shape)
+    ]
+    for _ in range(g.rng.randint(1, 2)):
+        dims.insert(g.rng.randint(0, len(dims)), (g.rng.choice(SIZES[:-1]), None))
+    axes = tuple(k for k, (_, d) in enumerate(dims) if d is not None)
+    g.add(M.Broadcast(tuple(n for n, _ in dims), axes), x)
+
+
+def slice_(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    bounds = []
+    for n in x.shape:
+        lo = g.rng.randint(0, n)
+        bounds.append((lo, g.rng.randint(lo, n), g.rng.choice((1, 1, 2))) if g.rng.random() < 0.7 else (0, n, 1))
+    g.add(M.Slice(*zip(*bounds, strict=True)), x)
+
+
+def flip(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    g.add(M.Flip(tuple(d for d in range(x.type.ndim) if g.rng.random() < 0.6)), x)
+
+
+def pad(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    value = L.checked_scalar(g.rng.choice((0, 1)), x.dtype)
+    low, high = (tuple(g.rng.choice((0, 0, 1, 2)) for _ in x.shape) for _ in range(2))
+    g.add(M.Pad(low, high, value), x)
+
+
+def concat(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    axis = g.rng.randrange(x.type.ndim)
+    if g.rng.random() < 0.3:  # in pieces and together again
+        n, at = x.shape[axis], g.rng.randint(0, x.shape[axis])
+        ends = [(0, at), (at, n)]
+        full = [(0, m, 1) for m in x.shape]
+        parts = [
+            g.add(M.Slice(*zip(*[*full[:axis], (lo, hi, 1), *full[axis + 1 :]], strict=True)), x) for lo, hi in ends
+        ]
+    else:
+        shape = list(x.shape)
+        parts = [x]
+        for _ in range(g.rng.randint(0, 2)):
+            shape[axis] = g.rng.choice((*SIZES, x.shape[axis]))
+            parts.append(g.like(TensorType(x.dtype, tuple(shape))))
+        g.rng.shuffle(parts)
+    g.add(M.Concat(axis), *parts)
+
+
+def _axes(g: _Builder, x: Node, least: int = 0) -> tuple[int, ...]:
+    axes = tuple(d for d in range(x.type.ndim) if g.rng.random() < 0.5)
+    return axes if len(axes) >= least else (x.type.ndim - 1,)
+
+
+def extreme(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1 and n.type.size > 0)
+    if g.rng.random() < 0.3 and x.dtype.kind != "b":
+        g.add(g.rng.choice((R.ArgMax, R.ArgMin))(g.rng.randrange(x.type.ndim)), x)
+    else:
+        g.add(g.rng.choice((R.Max, R.Min))(_axes(g, x)), x)
+
+
+def sum_(g: _Builder) -> None:
+    x = g.pick(lambda n: n.dtype.kind != "b")
+    cls = R.Prod if g.rng.random() < 0.2 else R.Sum
+    g.add(cls(_axes(g, x)), x)
+
+
+def contract(g: _Builder) -> None:
+    x = g.pick(lambda n: n.dtype.kind != "b" and 1 <= n.type.ndim <= 8)
+    lhs = "abcefghi"[: x.type.ndim]
+    sizes = dict(zip(lhs, x.shape, strict=True))
+    own = [c for c in lhs if g.rng.random() < 0.4]  # labels that x alone has, so they stay
+    shared = [c for c in lhs if c not in own]
+    new = ["d"] if g.rng.random() < 0.7 else []
+    rhs = shared + new
+    g.rng.shuffle(rhs)
+    if "d" in rhs:
+        sizes["d"] = g.rng.choice(SIZES)
+    out = own + [c for c in shared if g.rng.random() < 0.4] + new
+    g.rng.shuffle(out)
+    y = g.like(TensorType(x.dtype, tuple(sizes[c] for c in rhs)))
+    g.add(C.Contract(lhs, "".join(rhs), "".join(out)), x, y)
+
+
+def _indices(g: _Builder, shape: tuple[int, ...], size: int) -> Node:
+    """i32 in range, whatever the data: the remainder by the size."""
+    x = g.like(TensorType(i32, shape))
+    return g.add(E.Remainder(), x, g.add(L.Fill(size, i32, shape)))
+
+
+def gather(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    axis = g.rng.randrange(x.type.ndim)
+    size = x.shape[axis]
+    if size == 0 or i32 not in g.dtypes:
+        return
+    what = g.rng.random()
+    if what < 0.5:
+        g.add(X.Gather(axis), x, _indices(g, g.shape(g.rng.randint(0, 2)), size))
+    else:
+        shape = (*x.shape[:axis], g.rng.choice(SIZES), *x.shape[axis + 1 :])
+        g.add(X.GatherAlong(axis), x, _indices(g, shape, size))
+
+
+def scatter(g: _Builder) -> None:
+    x = g.pick(lambda n: n.dtype.kind != "b" and n.type.ndim >= 1)
+    axis = g.rng.randrange(x.type.ndim)
+    n = x.shape[axis]
+    size = g.rng.randint(1, 4)
+    where = np.random.default_rng(g.rng.randrange(100)).integers(0, size, n).astype(np.int32)
+    g.add(X.ScatterAdd(axis, size), g.add(L.Constant.of(where, i32)), x)
+
+
+def ordered(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1)
+    axis, flag = g.rng.randrange(x.type.ndim), g.rng.random() < 0.5
+    g.add(g.rng.choice((O.Sort, O.ArgSort))(axis, flag), x)
+
+
+def cumsum(g: _Builder) -> None:
+    x = g.pick(lambda n: n.type.ndim >= 1 and n.dtype.kind != "b")
+    g.add(O.CumSum(g.rng.randrange(x.type.ndim), g.rng.random() < 0.5), x)
+
+
+def random_bits(g: _Builder) -> None:
+    if u32 in g.dtypes:
+        g.add(Random(g.rng.randrange(5), g.shape()), g.like(TensorType(u32, (2,))), g.like(TensorType(u32, ())))
+
+
+def scan(g: _Builder) -> None:
+    """A loop over a body that is a random graph of its own; some of its results are left unread."""
+    if not g.scans:
+        return
+    length = g.rng.choice((1, 2, 3, 0))
+    constants, carries, xs = g.rng.randint(0, 2), g.rng.randint(1, 2), g.rng.randint(0, 2)
+    outer = [g.pick() for _ in range(constants + carries)]
+    for _ in range(xs):
+        outer.append(g.like(TensorType(g.rng.choice(g.dtypes), (length, *g.shape(g.rng.randint(0, 2))))))
+    inner = _Builder(g.rng, g.exact, g.dtypes, scans=False)
+    fixed = constants + carries
+    inputs = [
+        inner.input(f"v{i}", x.type if i < fixed else TensorType(x.dtype, x.shape[1:])) for i, x in enumerate(outer)
+    ]
+    inner.grow(g.rng.randint(1, 5))
+    outputs = [g.rng.choice([n for n in inner.pool if n.type == x.type][-2:]) for x in inputs[constants:fixed]]
+    outputs += [g.rng.choice(inner.pool) for _ in range(g.rng.randint(0, 2))]
+    body = Graph("body", tuple(inputs), tuple(outputs))
+    op = Scan(body, length, constants, carries, g.rng.random() < 0.3)
+    loop = make(op, *outer, loc=LOC)
+    for k in range(len(outputs)):
+        if g.rng.random() < 0.7 or k == 0:
+            g.add(L.Item(k), loop)
+
+
+ELEMENTWISE = tuple(
+    name
+    for name, cls in OPS.items()
+    if issubclass(cls, E.Scalar) and name not in ("pow", "fma")  # pow has a rule that rounds less
+)
+_MOVES = [reshape, permute, broadcast, slice_, flip, pad, concat]
+EXACT_MAKERS = [*[elementwise] * 8, cast, stop_gradient, *_MOVES, extreme, gather, ordered, random_bits, scan]
+SUM_MAKERS = [*[elementwise] * 5, *_MOVES, *[sum_] * 4, *[contract] * 4, scatter, cumsum, scan]
+
+
+def same_values(a: list[np.ndarray], b: list[np.ndarray], tolerance: float = 0.0) -> bool:
+    """Equal results: bit for bit (NaN equals NaN), or within `tolerance` of the largest finite element."""
+    for x, y in zip(a, b, strict=True):
+        if x.dtype != y.dtype or x.shape != y.shape:
+            return False
+        if x.dtype.kind != "f":
+            if not np.array_equal(x, y):
+                return False
+            continue
+        if tolerance:
+            finite = np.abs(x[np.isfinite(x)])
+            scale = max(1.0, finite.max()) if finite.size else 1.0
+            if not np.allclose(x, y, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+                return False
+        elif not (np.array_equal(x, y, equal_nan=True) and _signs(x, y)):
+            return False
+    return True
+
+
+def _signs(x: np.ndarray, y: np.ndarray) -> bool:
+    return bool(np.all((np.signbit(x) == np.signbit(y)) | np.isnan(x)))
+
+
+__all__ = ["DTYPES", "graphs", "prod", "random_array", "random_graph", "random_inputs", "same_values"]
