@@ -1,0 +1,3 @@
+"""Pullback: a static-graph compiler for differentiable programs."""
+
+__version__ = "0.1.0"

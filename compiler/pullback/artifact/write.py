@@ -1,0 +1,159 @@
+"""Program, plans and object code -> the artifact: one shared library with its manifest inside."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pullback_runtime import format
+from pullback_runtime.files import write_atomically
+
+from .. import __version__
+from ..codegen.native_abi import EXPORTS
+from ..codegen.native_layout import Level
+from ..codegen.target import Target
+from ..errors import BuildError
+from ..graph import program as ir
+from ..kernel.plan import Launch, Plan
+from .elf import Data, link
+from .tables import Tables, pack_tables, plan_arena, plan_scratch
+
+# What each level of the psABI requires, by LLVM's names (AMD64 psABI, section 3.1.1).
+_V2 = ("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16")
+_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+_V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+REQUIRED = {"x86-64": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+
+
+def kernel_symbol(key: str, isa: str) -> str:
+    """The symbol of a kernel's code for one instruction set."""
+    return f"k_{key}_{isa}"
+
+
+def write_artifact(path: str | Path, *args, **kwargs) -> None:
+    """`artifact_bytes` into a file, atomically (a loaded library is never overwritten in place)."""
+    write_atomically(path, artifact_bytes(*args, **kwargs), mode=0o755)
+
+
+def artifact_bytes(
+    program: ir.Program,
+    plans: Mapping[str, Plan],
+    targets: Sequence[Target],
+    kernel_objects: Sequence[bytes],
+    native_object: bytes,
+    options: Mapping[str, object] | None = None,
+) -> bytes:
+    """Link an artifact.
+
+    `plans`: isa -> plan, one for each of `targets` (best last), all with the same functions and state.
+    `kernel_objects`: object code that defines `kernel_symbol(key, isa)` for each plan's kernels.
+    `native_object`: `codegen.native.native_module()` compiled for the lowest x86-64.
+    """
+    if not targets:
+        raise BuildError("an artifact needs at least one target")
+    first = plans[targets[0].isa]
+    for t in targets[1:]:
+        _check_same(first, plans[t.isa], t.isa)
+    tables = [pack_tables(plans[t.isa]) for t in targets]
+    manifest = make_manifest(program, plans, targets, tables, options or {}).to_json()
+    data = [
+        Data(format.SECTION, "pb_manifest_data", manifest, end_symbol="pb_manifest_end"),
+        Data(".pullback.constants", "pb_constants", first.constants or b"\0"),
+        Data(".pullback.level_count", "pb_level_count", struct.pack("<q", len(targets))),
+    ]
+    rows, pointers = b"", []
+    for i, (t, table) in enumerate(zip(targets, tables, strict=True)):
+        names, kernels = f".{t.isa}", [(8 * k, kernel_symbol(key, t.isa)) for k, key in enumerate(table.kernels)]
+        data.append(Data(f".pullback.tables{names}", f"pb_tables{names}", table.data))
+        data.append(
+            Data(f".pullback.kernels{names}", f"pb_kernels{names}", bytes(8 * len(kernels) or 8), pointers=tuple(kernels))
+        )
+        rows += struct.pack("<4q", feature_mask(required_features(t)), 0, 0, 0)
+        pointers.append((i * Level.SIZE + Level.TABLES, f"pb_tables{names}"))
+        pointers.append((i * Level.SIZE + Level.KERNELS, f"pb_kernels{names}"))
+    data.append(Data(".pullback.levels", "pb_levels", rows, pointers=tuple(pointers)))
+    return link([*kernel_objects, native_object], EXPORTS, data)
+
+
+def required_features(target: Target) -> tuple[str, ...]:
+    """What a processor must have to run a target's code, as far as this project knows how to ask."""
+    if target.cpu not in REQUIRED:
+        raise BuildError(f"unknown processor {target.cpu!r}: expected {', '.join(REQUIRED)}")
+    extra = [name[1:] for name in target.features.split(",") if name.startswith("+")]
+    needed = {*REQUIRED[target.cpu], *extra}
+    return tuple(f for f in format.FEATURES if f in needed)
+
+
+def feature_mask(features: Sequence[str]) -> int:
+    return sum(1 << format.FEATURES.index(f) for f in features)
+
+
+def _check_same(a: Plan, b: Plan, isa: str) -> None:
+    """Plans for several instruction sets differ in kernels and arena only."""
+    if a.state != b.state or a.state_bytes != b.state_bytes or a.constants != b.constants:
+        raise BuildError(f"the plan for {isa} lays out state or constants in another way than the first plan")
+    if [(f.name, f.inputs, f.outputs) for f in a.functions] != [(f.name, f.inputs, f.outputs) for f in b.functions]:
+        raise BuildError(f"the plan for {isa} has other functions than the first plan")
+
+
+# ---- the manifest ---------------------------------------------------------------------------------------
+def make_manifest(
+    program: ir.Program,
+    plans: Mapping[str, Plan],
+    targets: Sequence[Target],
+    tables: Sequence[Tables],
+    options: Mapping[str, object],
+) -> format.Manifest:
+    plan = plans[targets[0].isa]
+    slots = {s.name: s for s in plan.state}
+    missing = [n for n in program.states if n not in slots]
+    if missing:
+        raise BuildError(f"the plan has no place for state {missing[0]!r}")
+    state = tuple(
+        format.StateEntry(
+            s.name, s.kind, s.type.dtype.name, s.type.shape, slots[s.name].offset, slots[s.name].strides, s.aliases
+        )
+        for s in program.states.values()
+    )
+    if len(program.functions) != len(plan.functions):
+        raise BuildError("the plan does not have the program's functions")
+    levels = tuple(
+        format.Level(
+            t.isa, t.cpu, required_features(t), plan_arena(plans[t.isa]), plan_scratch(plans[t.isa]),
+            [[_launch(x) for x in launches] for launches in table.launches],
+        )
+        for t, table in zip(targets, tables, strict=True)
+    )  # fmt: skip
+    return format.Manifest(
+        program.name,
+        "x86_64",
+        f"pullback {__version__}",
+        tuple(_function(f, p.outputs) for f, p in zip(program.functions, plan.functions, strict=True)),
+        state,
+        plan.state_bytes,
+        levels,
+        {**program.options, **options},
+    )
+
+
+def _function(f: ir.Function, outputs) -> format.Function:
+    return format.Function(
+        f.name,
+        dict(f.dims),
+        tuple(format.Array(a.name, a.type.dtype.name, a.type.shape) for a in f.arguments),
+        format.encode_tree(f.inputs),
+        tuple(format.Array(f"result {i}", t.dtype.name, t.shape) for i, t in enumerate(outputs)),
+        format.encode_tree(f.outputs),
+        f.training,
+        f.padded,
+        tuple(format.Print(p.format, tuple(p.results)) for p in getattr(f, "prints", ())),
+        f.loc.file,
+        f.loc.line,
+    )
+
+
+def _launch(launch: Launch) -> list:
+    return [
+        [c.kernel, c.label, c.loc.file, c.loc.line, c.loc.function, c.loc.gradient, list(c.sites)] for c in launch.calls
+    ]

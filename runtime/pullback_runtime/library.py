@@ -1,0 +1,137 @@
+"""The C ABI of an artifact through ctypes: the loaded library, and a context with the memory that it works in."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from ctypes import c_int64, c_uint32, c_uint64, c_void_p
+
+import numpy as np
+
+from .errors import ArtifactError
+from .format import FEATURES, VERSION, Manifest
+
+# Status codes of a step, as in the C header.
+OK, CHECK, STOPPED, INJECTED, ARGUMENT = range(5)
+ERRORS = {-1: "the context is not open", -2: "no such function", -3: "out of memory", -4: "no usable instruction set"}
+
+HUGE = 4 << 20
+"""Memory of this size or more asks for huge pages."""
+
+
+class Status(ctypes.Structure):
+    """`pb_status`"""
+
+    _fields_ = [(n, c_int64) for n in ("code", "launch", "call", "site", "value", "block", "order")]
+
+
+class Options(ctypes.Structure):
+    """`pb_options`"""
+
+    _fields_ = [
+        ("size", c_uint64),
+        ("state", c_void_p),
+        ("arena", c_void_p),
+        ("scratch", c_void_p),
+        ("stop", c_void_p),
+        ("threads", c_int64),
+        ("level", c_int64),
+        ("inject", c_int64),
+    ]
+
+
+class Sizes(ctypes.Structure):
+    """`pb_sizes`"""
+
+    _fields_ = [(n, c_uint64) for n in ("context", "state", "arena", "scratch")]
+
+
+class CallBlock(ctypes.Structure):
+    """`pb_call_block`"""
+
+    _fields_ = [("context", c_void_p), ("function", c_int64), ("arrays", c_void_p), ("status", c_void_p)]
+
+
+def memory(nbytes: int) -> np.ndarray:
+    """Zeroed, page-aligned, private memory, given back when the last array over it goes."""
+    pages = mmap.mmap(-1, max(nbytes, 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if nbytes >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without them: only slower
+    return np.frombuffer(pages, np.uint8)
+
+
+class Library:
+    """A loaded artifact.  Loading one file twice gives the same code; every context has its own state."""
+
+    def __init__(self, path: str, manifest: Manifest):
+        try:
+            self.lib = ctypes.CDLL(os.path.abspath(path))
+            abi = self._function("pb_abi", c_uint32)()
+        except (OSError, AttributeError) as e:
+            raise ArtifactError(f"{path}: cannot be loaded ({e})") from None
+        if abi != VERSION:
+            raise ArtifactError(f"{path}: ABI version {abi}, but this runtime speaks version {VERSION}")
+        if self._function("pb_level", c_int64)() < 0:
+            have = self._function("pb_features", c_uint64)()
+            least = manifest.levels[0]
+            lacks = [f for f in least.features if not have >> FEATURES.index(f) & 1]
+            raise ArtifactError(
+                f"{path}: built for {least.cpu}, but this processor lacks {', '.join(lacks)}; build with a lower --cpu"
+            )
+        self.sizes = self._function("pb_sizes", c_int64, c_void_p, c_void_p)
+        self.open = self._function("pb_open", c_int64, c_void_p, c_void_p)
+        self.close = self._function("pb_close", None, c_void_p)
+        self.init = self._function("pb_init", c_int64, c_void_p, c_uint64, c_void_p)
+        self.run = self._function("pb_run", c_int64, c_void_p, c_int64, c_void_p, c_void_p)
+        self.call = self._function("pb_call", c_int64, c_void_p)
+
+    def _function(self, name: str, result, *arguments):
+        f = getattr(self.lib, name)
+        f.restype, f.argtypes = result, arguments
+        return f
+
+
+class Context:
+    """One state and the threads that work on it.  `stop`: the address of a byte that asks a step to end."""
+
+    def __init__(self, library: Library, threads: int, stop: int = 0, level: int = 0, state: np.ndarray | None = None):
+        self.library = library
+        self.options = Options(size=ctypes.sizeof(Options), stop=stop, threads=threads, level=level)
+        sizes = Sizes()
+        self._check(library.sizes(ctypes.addressof(self.options), ctypes.addressof(sizes)))
+        self.memory, self.arena = memory(sizes.context), memory(sizes.arena)
+        self.scratch = memory(sizes.scratch)
+        self.state = memory(sizes.state) if state is None else state
+        self.address = self.memory.ctypes.data
+        self.options.state, self.options.arena = self.state.ctypes.data, self.arena.ctypes.data
+        self.options.scratch = self.scratch.ctypes.data
+        self.is_open = False
+        self.open()
+
+    def open(self) -> None:
+        self._check(self.library.open(self.address, ctypes.addressof(self.options)))
+        self.is_open = True
+
+    def close(self) -> None:
+        """Stop the workers.  The state stays readable."""
+        if self.is_open:
+            self.is_open = False
+            self.library.close(self.address)
+
+    def inject(self, launch: int | None) -> None:
+        """Make steps fail once `launch` launches are done, as if asked to stop: for tests of what is left behind."""
+        self.close()
+        self.options.inject = 0 if launch is None else launch + 1
+        self.open()
+
+    def _check(self, code: int) -> None:
+        if code < 0:
+            raise MemoryError(ERRORS[code]) if code == -3 else ArtifactError(ERRORS.get(code, f"error {code}"))
+
+    def __del__(self) -> None:
+        if getattr(self, "is_open", False):
+            self.close()
