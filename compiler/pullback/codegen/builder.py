@@ -48,10 +48,12 @@ class Type:
         return self.elem in ("float", "double", "half")
 
 
-@cache
+_type = cache(Type)
+
+
 def ty(elem: str, lanes: int = 1) -> Type:
     """The type of `lanes` elements (1: a scalar)."""
-    return Type(elem, lanes)
+    return _type(elem, lanes)
 
 
 I1, I8, I16, I32, I64 = ty("i1"), ty("i8"), ty("i16"), ty("i32"), ty("i64")

@@ -106,9 +106,13 @@ class Emitter:
 
     def _lanes(self, s: Loop, start: int | Value, width: int) -> None:
         self.env[s.axis] = start
-        self.lane, self.width = (s.axis, width) if width > 1 else (None, 1)
+        self.across(s.axis, width)
         self.body(s.body)
-        self.lane, self.width = None, 1
+        self.across(None, 1)
+
+    def across(self, axis: str | None, width: int) -> None:
+        """From now on `axis` runs over the lanes of vectors (None, or one lane: there are none)."""
+        self.lane, self.width = (axis, width) if width > 1 else (None, 1)
 
     def _facts_of(self, s: Loop) -> tuple[list[str], int, bool]:
         """The memory stored to in a loop, its widest element in bits, and whether lanes may run together."""
@@ -134,9 +138,10 @@ class Emitter:
         return self._facts_of(s)[2]
 
     # ---- stores ------------------------------------------------------------------------------------------
-    def store(self, s: Store) -> None:
+    def store(self, s: Store, value: Value | None = None) -> None:
+        """Emit a store; `value`: what its expression gives, if that has been emitted already."""
         b, buffer = self.b, self.buffers[s.buffer]
-        self._values = {}
+        self._values = {} if value is None else {id(s.value): value}
         if s.where is not None and s.masks and s.other != "keep":
             raise VerifyError(f"kernel {self.kernel.name}: a store to {s.buffer} has both `where` and `other`")
         condition, mask = self.conditions(s.masks) if s.masks else (None, None)
@@ -373,6 +378,11 @@ class Emitter:
         return self.b.icmp("ne", self.b.pure(ty(f"i{n}"), f"bitcast {mask} to i{n}", mask.depth), 0)
 
     # ---- expressions -------------------------------------------------------------------------------------
+    def evaluate(self, e: Expr) -> Value:
+        """The value of an expression here and now, outside of a store."""
+        self._values = {}
+        return self.expr(e)
+
     def expr(self, e: Expr) -> Value:
         """The value of an expression: a scalar if lanes agree by construction, else a vector."""
         v = self._values.get(id(e))
