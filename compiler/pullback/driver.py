@@ -9,27 +9,34 @@ from Python: compile through the cache, then load.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+
+from pullback_runtime.files import write_atomically
 
 from . import __version__, passes
 from .artifact.write import artifact_bytes
 from .cache import Cache
+from .codegen import cpu
 from .codegen.compile import assembly, compile_module
-from .codegen.emit import emit_module, scratch_bytes
 from .codegen.native import native_module
 from .codegen.target import Target, cpu_target
 from .config import Options
+from .dsl.functions import ScriptFunction
+from .dsl.pytree import tree_leaves
+from .dsl.trace import trace_functions
 from .errors import BuildError
-from .graph.content import program_key
-from .graph.program import Program
+from .graph import content
+from .graph.program import SEED, Program
+from .graph.types import Dim
 from .kernel.plan import Plan
-from .lower import lower
 from .lower.groups import Region
 from .lower.plan import Kernels, make_plan
+from .lower.regions import lower
 from .schedule import schedule
 
 
@@ -37,7 +44,10 @@ class Build:
     """One program on its way down.  `timings`: stage or pass -> seconds, in order."""
 
     def __init__(
-        self, program: Program, options: Options | None = None, on_stage: Callable[[str], None] = lambda s: None
+        self,
+        program: Program,
+        options: Options | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
     ):
         self.traced, self.options, self.on_stage = program, options or Options(), on_stage
         self.timings: dict[str, float] = {}
@@ -60,13 +70,13 @@ class Build:
     @cached_property
     def optimized(self) -> Program:
         with self._stage("passes"):
-            return passes.run(self.traced, passes.pipeline(self.options), timings=self.timings)
+            return passes.run(self.traced, timings=self.timings)
 
     @cached_property
     def regions(self) -> dict[int, Region]:
         program = self.optimized
         with self._stage("lower"):
-            return {i: lower(f.graph, self.options) for i, f in enumerate(program.functions)}
+            return {i: lower(f.graph, fusion=self.options.fusion) for i, f in enumerate(program.functions)}
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -76,7 +86,7 @@ class Build:
             return {t.isa: self._plan(t, regions) for t in self.targets}
 
     def _plan(self, target: Target, regions: dict[int, Region]) -> Plan:
-        kernels = Kernels(lambda k: schedule(k, target), scratch_bytes)
+        kernels = Kernels(lambda k: schedule(k, target), lambda k: cpu.scratch_layout(k)[1])
         return make_plan(self.optimized, regions, kernels)
 
     @cached_property
@@ -84,7 +94,7 @@ class Build:
         """isa -> the module with all kernels of that instruction set."""
         plans = self.plans
         with self._stage("emit"):
-            return {t.isa: emit_module(plans[t.isa].kernels, t) for t in self.targets}
+            return {t.isa: _module(plans[t.isa], t) for t in self.targets}
 
     @cached_property
     def assembly(self) -> dict[str, str]:
@@ -101,30 +111,104 @@ class Build:
         """The bytes of the `.so`."""
         objects, plans = self.objects, self.plans
         with self._stage("link"):
-            return artifact_bytes(self.optimized, plans, self.targets, objects, native_module, self.options.content())
+            native = _native_object()
+            return artifact_bytes(self.optimized, plans, self.targets, objects, native, self.options.content())
+
+
+def _module(plan: Plan, target: Target) -> str:
+    return cpu.module([cpu.emit_kernel(key, kernel, target) for key, kernel in plan.kernels.items()], target)
+
+
+@cache
+def _native_object() -> bytes:
+    """The scheduler and the C ABI: the same for every program."""
+    return compile_module(native_module(), cpu_target("x86-64-v2"))
 
 
 def compile_program(program: Program, options: Options | None = None, **kwargs) -> bytes:
     """The artifact of a traced program, from the cache where an equal one was built before."""
     options = options or Options()
-    cache = Cache.of(options)
+    cached = Cache.of(options)
     key = cache_key(program, options)
-    found = cache.get(key)
+    found = cached.get(key)
     if found is None:
         found = Build(program, options, **kwargs).artifact
-        cache.put(key, found)
+        cached.put(key, found)
     return found
 
 
 def cache_key(program: Program, options: Options) -> str:
-    """Content of the program, the options, the machine (for `native`) and this version."""
+    """Content of the program with its source locations, the options, the targets, and this version."""
     targets = [repr(cpu_target(n.strip())) for n in options.cpu.split(",")]
-    text = repr((__version__, program_key(program), sorted(options.content().items()), targets))
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [__version__, program.name, program.options, program.states, sorted(options.content().items()), targets]
+    for f in program.functions:
+        locs = [(n.loc.file, n.loc.line) for n in f.graph.nodes]
+        parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded))
+        parts.append((f.prints, content.key(f.graph), locs))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def write(path: Path, artifact: bytes) -> None:
     """Atomically: a loaded artifact is never overwritten in place."""
-    from pullback_runtime.files import write_atomically
+    write_atomically(path, artifact, mode=0o755)
 
-    write_atomically(path, artifact)
+
+def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | None = None, **options):
+    """Compile `@pb.function`s and load them: `pb.build(train, predict, dims={"batch": 64})`.
+
+    dims: "batch" or "predict.batch" -> a size, or several.  options: the fields of `pullback.config.Options`.
+    Returns a `pullback_runtime.Program`, the same that `rt.load` gives of a file.
+    """
+    import pullback_runtime as rt
+
+    for f in functions:
+        if not isinstance(f, ScriptFunction):
+            raise BuildError(f"pb.build takes functions made by @pb.function, got {f!r}")
+    try:
+        chosen = Options(**options)
+    except TypeError as e:
+        raise BuildError(f"pb.build: {e}") from None
+    program = trace_functions(functions, dims=dims)
+    with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
+        path = Path(folder) / f"{program.name}.so"
+        write(path, compile_program(program, chosen))
+        return rt.load(path, seed=seed, threads=threads)
+
+
+def jit(function: ScriptFunction) -> Callable:
+    """What calling a `@pb.function` on arrays does: build for their shapes, once for each, and run.
+
+    Only for functions without state: what reads or writes parameters belongs to a program of its own (`pb.build`).
+    """
+    import numpy as np
+
+    built: dict[tuple, object] = {}
+
+    def call(*args, **kwargs):
+        given = dict(zip(function.specs, args, strict=False)) | kwargs
+        dims = _bind(function, {name: given.get(name) for name in function.specs}, np.shape)
+        key = tuple(sorted(dims.items()))
+        if key not in built:
+            program = trace_functions([function], dims=dims)
+            if len(program.states) > 1:
+                names = ", ".join(n for n in program.states if n != SEED)
+                raise BuildError(
+                    f"{function.loc}: {function.name} has state ({names}), so a plain call has no program to keep it in: "
+                    f"program = pb.build({function.name}, ...), then program.{function.name}(...)"
+                )
+            built[key] = build(function, dims=dims)
+        return getattr(built[key], function.name)(*args, **kwargs)
+
+    return call
+
+
+def _bind(function: ScriptFunction, given: dict[str, object], shape_of) -> dict[str, int]:
+    """The sizes of the named dimensions, from the arrays of a call (wrong shapes are the call's own error)."""
+    dims: dict[str, int] = {}
+    for name, spec in function.specs.items():
+        leaves, values = tree_leaves(spec), tree_leaves(given[name])
+        for leaf, value in zip(leaves, values, strict=False):
+            for d, n in zip(leaf.shape, shape_of(value), strict=False):
+                if isinstance(d, Dim):
+                    dims.setdefault(d.name, n)
+    return dims

@@ -158,9 +158,8 @@ def _in_place(item: Item, new: Value, old: Value | None) -> Item | None:
     if len(sources) != 1 or len(made) != 1 or not can_alias(item.kernel, sources[0], made[0]):
         return None
     kernel = merge_params(item.kernel, sources[0], made[0])
-    by_name = dict(zip(names, item.arguments, strict=True)) | {sources[0]: dict(zip(names, item.arguments))[made[0]]}
-    kept = tuple(by_name[b.name] for b in kernel.params)
-    return replace(item, kernel=kernel, arguments=kept)
+    by_name = dict(zip(names, item.arguments, strict=True))
+    return replace(item, kernel=kernel, arguments=tuple(by_name[b.name] for b in kernel.params))
 
 
 def _edges(items: list[Item], overwrites, writers) -> dict[int, set[int]]:

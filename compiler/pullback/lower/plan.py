@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BuildError
 from ..graph.program import Function, Program
-from ..kernel.content import key as content_key
+from ..kernel.content import content_key
 from ..kernel.kernel import Kernel
 from ..kernel.plan import (
     ARENA,
@@ -78,7 +78,7 @@ class Kernels:
         """(key, blocks, bytes of scratch) of the scheduled form of an unscheduled kernel."""
         hit = self._seen.get(id(kernel))
         if hit is None:
-            unscheduled = content_key(kernel, blocks=True)
+            unscheduled = content_key(kernel)
             found = self._by_content.get(unscheduled)
             if found is None:
                 scheduled = self.schedule(kernel)
