@@ -1,0 +1,79 @@
+"""Nested dicts, lists, tuples and None around leaves: what functions take, return and differentiate by.
+
+A structure is described by the same containers with each leaf's position in its place (`{"x": 0, "y": [1, 2]}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def flatten(tree) -> tuple[list, object]:
+    """The leaves in order, and the tree of their positions."""
+    leaves: list = []
+    return leaves, _positions(tree, leaves)
+
+
+def _positions(tree, leaves: list):
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {k: _positions(v, leaves) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return _sequence(tree, [_positions(v, leaves) for v in tree])
+    leaves.append(tree)
+    return len(leaves) - 1
+
+
+def _sequence(like, items: list):
+    """A list or tuple of `items` of the type of `like` (named tuples included)."""
+    if isinstance(like, list):
+        return items
+    return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+
+
+def unflatten(positions, leaves):
+    """The tree with `leaves[i]` in place of each position i."""
+    if positions is None:
+        return None
+    if isinstance(positions, dict):
+        return {k: unflatten(v, leaves) for k, v in positions.items()}
+    if isinstance(positions, list | tuple):
+        return _sequence(positions, [unflatten(v, leaves) for v in positions])
+    return leaves[positions]
+
+
+def tree_map(fn: Callable, tree, *others):
+    """`fn` on the leaves of trees of one structure."""
+    leaves, positions = flatten(tree)
+    columns = [leaves]
+    for other in others:
+        column, shape = flatten(other)
+        if shape != positions:
+            raise ValueError(f"trees differ in structure: {positions} and {shape}")
+        columns.append(column)
+    return unflatten(positions, [fn(*row) for row in zip(*columns, strict=True)])
+
+
+def tree_leaves(tree) -> list:
+    return flatten(tree)[0]
+
+
+def leaf_names(tree, root: str) -> list[str]:
+    """How users name each leaf: `data`, `data.key.0`."""
+    if tree is None:
+        return []
+    if isinstance(tree, dict):
+        return [name for k, v in tree.items() for name in leaf_names(v, f"{root}.{k}")]
+    if isinstance(tree, list | tuple):
+        return [name for i, v in enumerate(tree) for name in leaf_names(v, f"{root}.{i}")]
+    return [root]
+
+
+def plain(tree):
+    """The tree with named tuples as tuples, as a manifest can hold it."""
+    if isinstance(tree, dict):
+        return {str(k): plain(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [plain(v) for v in tree]
+    return tuple(plain(v) for v in tree) if isinstance(tree, tuple) else tree
