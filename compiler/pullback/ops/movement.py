@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError
 from ..graph.graph import Node, make
-from ..graph.types import TensorType
+from ..graph.types import TensorType, i64
 from ..kernel.kernel import Affine, AxisValue, Const, Index, Mask, apply
 from . import rules as F
 from .leaf import checked_scalar, scalar_key
@@ -325,9 +325,8 @@ class Concat(Movement):
             if result is None:
                 result = element
             else:
-                result = apply(
-                    "select", apply("lt", AxisValue(along), Const(end, AxisValue(along).dtype)), element, result
-                )
+                before = apply("lt", AxisValue(along), Const(end, i64))
+                result = apply("select", before, element, result)
         return Const(checked_scalar(0, node.dtype), node.dtype) if result is None else result
 
 

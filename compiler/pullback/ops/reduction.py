@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -16,7 +17,7 @@ from .op import Linear, Reduction, register
 
 def remaining(name: str, x: TensorType, axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape without `axes`, which must be distinct, ascending axes of x."""
-    if not all(0 <= a < x.ndim for a in axes) or any(a >= b for a, b in zip(axes, axes[1:])):
+    if not all(0 <= a < x.ndim for a in axes) or any(a >= b for a, b in pairwise(axes)):
         raise ShapeError(f"{name}: expected ascending axes of {list(x.shape)}, got {list(axes)}")
     return tuple(n for d, n in enumerate(x.shape) if d not in axes)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import ShapeError
-from ..graph.graph import Graph
+from ..graph.graph import Graph, Node, topological
 from ..graph.types import TensorType, TupleType
 from .op import Op, register
 
@@ -60,12 +61,12 @@ class Scan(Op):
         return (*carries, *ys)
 
     def jvp(self, out, inputs, tangents):
-        from ..autodiff import scan_jvp
+        from .scan_rules import scan_jvp
 
         return scan_jvp(self, out, inputs, tangents)
 
     def vjp(self, out, inputs, ct):
-        from ..autodiff import scan_vjp
+        from .scan_rules import scan_vjp
 
         return scan_vjp(self, out, inputs, ct)
 
@@ -73,3 +74,12 @@ class Scan(Op):
 def stacked(t: TensorType, length: int) -> TensorType:
     """The type of `length` values of type t, stacked along a new first axis."""
     return TensorType(t.dtype, (length, *t.shape))
+
+
+def substitute(outputs: Sequence[Node], replaced: dict[Node, Node]) -> list[Node]:
+    """`outputs` with some nodes replaced (their inputs are not looked at); `replaced` learns all rebuilt nodes."""
+    for n in topological(tuple(replaced), tuple(outputs)):
+        if n not in replaced:
+            inputs = tuple(replaced[x] for x in n.inputs)
+            replaced[n] = n if inputs == n.inputs else n.replace(inputs)
+    return [replaced[n] for n in outputs]

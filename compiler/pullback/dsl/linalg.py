@@ -1,0 +1,144 @@
+"""The array API standard's linear algebra functions: all are contractions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_letters
+
+from ..errors import DTypeError, ShapeError
+from ..ops.contract import Contract
+from .creation import asarray
+from .manipulation import axis_of, permute_dims, reshape
+from .promotion import broadcast_shapes, promoted
+from .reductions import sum
+from .tensor import Tensor, emit
+
+
+def _pair(name: str, x1, x2) -> tuple[Tensor, Tensor]:
+    a, b = (Tensor(n) for n in promoted(x1, x2, broadcasts=False))
+    if a.dtype.kind == "b":
+        raise DTypeError(f"{name}: expected numbers, got bool")
+    return a, b
+
+
+def contract(a: Tensor, b: Tensor, lhs: str, rhs: str, out: str) -> Tensor:
+    """einsum of two tensors, one letter per axis; an axis that only one operand has and the result lacks, is
+    summed beforehand, and an axis of size 1 meets a larger one as if repeated."""
+    sizes: dict[str, int] = {}
+    for labels, x in ((lhs, a), (rhs, b)):
+        for c, n in zip(labels, x.shape, strict=True):
+            sizes[c] = n if sizes.get(c, 1) == 1 else sizes[c]
+    a, lhs = _reduced(a, lhs, rhs + out, sizes)
+    b, rhs = _reduced(b, rhs, lhs + out, sizes)
+    return emit(Contract(lhs, rhs, out), a.node, b.node)
+
+
+def _reduced(x: Tensor, labels: str, others: str, sizes: dict[str, int]) -> tuple[Tensor, str]:
+    """x without axes that meet nothing (summed) or that are 1 where others are larger (dropped)."""
+    lonely = tuple(d for d, c in enumerate(labels) if c not in others)
+    if lonely:
+        x, labels = sum(x, axis=lonely), "".join(c for c in labels if c in others)
+    narrow = [d for d, c in enumerate(labels) if x.shape[d] == 1 and sizes[c] != 1]
+    if narrow:
+        x = reshape(x, tuple(n for d, n in enumerate(x.shape) if d not in narrow))
+        labels = "".join(c for d, c in enumerate(labels) if d not in narrow)
+    return x, labels
+
+
+def matmul(x1, x2, /) -> Tensor:
+    """The matrix product of the last two axes; axes before are batches and broadcast; a 1-d operand is a vector.
+
+    Floats of 16 bits accumulate in f32.  Errors: `ShapeError` with both shapes.
+    """
+    a, b = _pair("matmul", x1, x2)
+    if not a.ndim or not b.ndim:
+        raise ShapeError(f"matmul: expected at least 1 axis, got {list(a.shape)} and {list(b.shape)}")
+    inner, which = (b.shape[-2], "second last") if b.ndim > 1 else (b.shape[-1], "last")
+    if a.shape[-1] != inner:
+        raise ShapeError(
+            f"matmul: {list(a.shape)} @ {list(b.shape)}: expected the last axis of the first ({a.shape[-1]}) "
+            f"to equal the {which} of the second ({inner})"
+        )
+    rows, columns = ("m" if a.ndim > 1 else ""), ("n" if b.ndim > 1 else "")
+    before = [x.ndim - 2 if x.ndim > 1 else 0 for x in (a, b)]
+    broadcast_shapes(a.shape[: before[0]], b.shape[: before[1]])
+    batch = "abcdefghijopqrstuvwxyz"[: max(before)]
+    lhs, rhs = (batch[len(batch) - n :] for n in before)
+    return contract(a, b, f"{lhs}{rows}k", f"{rhs}k{columns}" if columns else f"{rhs}k", f"{batch}{rows}{columns}")
+
+
+def tensordot(x1, x2, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
+    """Multiply and sum over axes: the last `axes` of x1 with the first of x2, or two lists of axes."""
+    a, b = _pair("tensordot", x1, x2)
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(a.ndim, b.ndim):
+            raise ShapeError(f"tensordot: {axes} axes of {list(a.shape)} and {list(b.shape)}")
+        axes = (range(a.ndim - axes, a.ndim), range(axes))
+    left, right = ([axis_of(d, x.ndim) for d in side] for side, x in zip(axes, (a, b), strict=True))
+    if [a.shape[d] for d in left] != [b.shape[d] for d in right]:
+        raise ShapeError(f"tensordot: axes {left} of {list(a.shape)} do not match axes {right} of {list(b.shape)}")
+    lhs = ascii_letters[: a.ndim]
+    free = iter(ascii_letters[a.ndim :])
+    rhs = "".join(lhs[left[right.index(d)]] if d in right else next(free) for d in range(b.ndim))
+    out = "".join(c for c in lhs + rhs if (c in lhs) != (c in rhs))
+    return contract(a, b, lhs, rhs, out)
+
+
+def vecdot(x1, x2, /, *, axis: int = -1) -> Tensor:
+    """The products summed along `axis` (negative); the other axes broadcast."""
+    a, b = _pair("vecdot", x1, x2)
+    ndim = max(a.ndim, b.ndim)
+    if not -min(a.ndim, b.ndim) <= axis < 0:
+        raise ShapeError(f"vecdot: expected a negative axis that both have, got {axis}")
+    if a.shape[axis] != b.shape[axis]:
+        raise ShapeError(f"vecdot: sizes on axis {axis} differ: {list(a.shape)} and {list(b.shape)}")
+    broadcast_shapes(a.shape, b.shape)
+    labels = ascii_letters[:ndim]
+    out = labels[: ndim + axis] + labels[ndim + axis + 1 :]
+    return contract(a, b, labels[ndim - a.ndim :], labels[ndim - b.ndim :], out)
+
+
+def outer(x1, x2, /) -> Tensor:
+    """All products of two 1-d tensors' elements."""
+    a, b = _pair("outer", x1, x2)
+    if a.ndim != 1 or b.ndim != 1:
+        raise ShapeError(f"outer: expected two 1-d tensors, got {list(a.shape)} and {list(b.shape)}")
+    return reshape(a, (-1, 1)) * b
+
+
+def matrix_transpose(x, /) -> Tensor:
+    """The last two axes swapped."""
+    x = asarray(x)
+    if x.ndim < 2:
+        raise ShapeError(f"matrix_transpose: expected at least 2 axes, got {list(x.shape)}")
+    return permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def einsum(subscripts: str, /, *operands) -> Tensor:
+    """One or two operands with one letter per axis: `einsum("bij,bjk->bik", x, y)`; no repeats within one operand.
+
+    Without `->` the result has the letters that stand once, in alphabetical order.
+    """
+    terms, arrow, out = subscripts.replace(" ", "").partition("->")
+    labels = terms.split(",")
+    if len(labels) != len(operands) or not 1 <= len(operands) <= 2:
+        raise ShapeError(f"einsum: expected 1 or 2 operands as in {subscripts!r}, got {len(operands)}")
+    tensors = [Tensor(n) for n in promoted(*operands, broadcasts=False)]
+    letters = "".join(labels)
+    if not arrow:
+        out = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    sizes: dict[str, int] = {}
+    for label, x in zip(labels, tensors, strict=True):
+        if len(label) != x.ndim or len(set(label)) != len(label) or not set(label) <= set(ascii_letters):
+            raise ShapeError(f"einsum: {label!r} does not name the axes of {list(x.shape)} one letter each")
+        for c, n in zip(label, x.shape, strict=True):
+            if sizes.setdefault(c, n) != n:
+                raise ShapeError(f"einsum: axis {c} has sizes {sizes[c]} and {n} in {subscripts!r}")
+    if len(set(out)) != len(out) or not set(out) <= set(letters):
+        raise ShapeError(f"einsum: the result's axes {out!r} are not among {letters!r}, once each")
+    if len(tensors) == 2:
+        return contract(*tensors, labels[0], labels[1], out)
+    summed = tuple(d for d, c in enumerate(labels[0]) if c not in out)
+    x = sum(tensors[0], axis=summed) if summed else tensors[0]
+    left = [c for c in labels[0] if c in out]
+    return permute_dims(x, [left.index(c) for c in out])
