@@ -1,0 +1,5 @@
+"""Graph -> kernels and plan."""
+
+from .regions import lower
+
+__all__ = ["lower"]

@@ -1,0 +1,186 @@
+"""Graph -> region: the kernels of a graph on values in memory.
+
+In: an optimised `Graph` (IR 1).  Out: a `Region` of pieces (IR 2 kernels, not scheduled yet).  `fuse.py` says which nodes
+become one kernel; equal groups (the layers of a network) are written once and found again by their structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..graph.graph import Graph, Node
+from ..graph.types import TensorType
+from ..ops.indexing import ScatterAdd
+from ..ops.leaf import Input
+from ..ops.movement import Movement
+from ..ops.op import Elementwise
+from ..ops.scan import Scan
+from .fuse import Fusion, form_groups
+from .groups import Group, LoopPiece, Piece, Region, Value
+from .nests import Cone, Written, write
+from .rows import form, partial_shape
+
+
+@dataclass(eq=False)
+class Lowering:
+    """Kernels that were written already, by the structure of their groups.  One object may serve many graphs."""
+
+    fusion: bool = True
+    written: dict[tuple, Written] = field(default_factory=dict)
+
+    def region(self, graph: Graph, writes: int = 0) -> Region:
+        return _Region(self, graph, form_groups(graph, self.fusion, writes)).build()
+
+
+def lower(graph: Graph, options=None, writes: int = 0, lowering: Lowering | None = None) -> Region:
+    """`options.fusion` off: every node its own kernel, with the same bits.
+
+    The last `writes` outputs are new values of state: no kernel that can run early writes them, so that a step that
+    fails leaves state as it was.  `lowering` carries kernels from one graph to the next.
+    """
+    fusion = options is None or options.fusion
+    return (lowering or Lowering(fusion)).region(graph, writes)
+
+
+class _Region:
+    def __init__(self, lowering: Lowering, graph: Graph, fusion: Fusion):
+        self.lowering, self.graph, self.fusion = lowering, graph, fusion
+        self.values: dict[Node, Value] = {}
+        self.partials: dict[Node, Value] = {}
+
+    def build(self) -> Region:
+        inputs = tuple(self._value(n, n.op.label) for n in self.graph.inputs)
+        pieces: list[Piece | LoopPiece] = []
+        for group in self.fusion.groups:
+            piece = self._loop(group) if group.kind == "loop" else self._piece(group)
+            if piece is not None:
+                pieces.append(piece)
+        outputs = tuple(self._value(n) for n in self.graph.outputs)
+        return Region(inputs, outputs, tuple(pieces))
+
+    def _value(self, node: Node, name: str = "") -> Value:
+        value = self.values.get(node)
+        if value is None:
+            base = self.fusion.views.get(node)
+            name = name or f"{node.op.name}{len(self.values)}"
+            view_of = None if base is None else self._value(base)
+            value = self.values[node] = Value(name, node.type, node.loc, node, view_of)
+        return value
+
+    def _partial(self, node: Node) -> Value:
+        value = self.partials.get(node)
+        if value is None:
+            type_ = TensorType(node.dtype.compute, partial_shape(node))
+            name = f"{node.op.name}.partial{len(self.partials)}"
+            value = self.partials[node] = Value(name, type_, node.loc)
+        return value
+
+    # ---- one kernel
+    def _piece(self, group: Group) -> Piece | None:
+        if not any(n.type.size for n in (*group.outputs, *group.sinks)):
+            return None
+        cone = make_cone(group, self.fusion.memory)
+        key = structure(group, cone)
+        written = self.lowering.written.get(key)
+        if written is None:
+            written = self.lowering.written[key] = write(group, cone)
+        arguments = tuple(
+            self._partial(cone.nodes[k]) if what == "partial" else self._value(cone.nodes[k])
+            for what, k in written.parameters
+        )
+        nodes = tuple(n for n in cone.nodes if n not in cone.external)
+        sites = tuple(_site(cone.nodes[k]) for k in written.sites)
+        main = (*group.staged, *group.finished, *group.sinks, *reversed(group.outputs))[0]
+        return Piece(written.kernel, arguments, main.loc, _label(nodes), sites, nodes)
+
+    # ---- a scan
+    def _loop(self, group: Group) -> LoopPiece:
+        scan = next(n for n in group.outputs if isinstance(n.op, Scan))
+        items = {n.op.index: n for n in group.outputs if n is not scan}
+        op: Scan = scan.op
+        body = self.lowering.region(op.body)
+        outer = [self._value(x) for x in scan.inputs]
+
+        def result(i: int) -> Value:
+            if i in items:
+                return self._value(items[i])
+            return Value(f"scan.{i}", scan.type.items[i], scan.loc)  # nobody reads it
+
+        fixed = op.constants + op.carries
+        carries = tuple(
+            (outer[op.constants + i], body.inputs[op.constants + i], body.outputs[i], result(i))
+            for i in range(op.carries)
+        )
+        stacked_out = tuple((body.outputs[i], result(i)) for i in range(op.carries, len(body.outputs)))
+        return LoopPiece(
+            op.length,
+            op.reverse,
+            body,
+            tuple(zip(outer[: op.constants], body.inputs[: op.constants], strict=True)),
+            carries,
+            tuple(zip(outer[fixed:], body.inputs[fixed:], strict=True)),
+            stacked_out,
+            scan.loc,
+            tuple(group.outputs),
+        )
+
+
+def make_cone(group: Group, memory: set[Node]) -> Cone:
+    """Everything that a group computes, down to what lies in memory."""
+    computed = {*group.outputs, *group.staged, *group.finished, *group.sinks}
+    # Of chunked reductions (other than those whose chunks this group makes) the chunks are in memory.
+    chunked = {n for n in (*group.finished, *group.staged) if n.op.name != "contract" and form(n) in ("column", "long")}
+    order: dict[Node, None] = {}
+    external: set[Node] = set()
+    for root in (*group.staged, *group.finished, *group.sinks, *group.outputs):
+        stack = [(root, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                order[node] = None
+                continue
+            if node in order:
+                continue
+            if node in memory and node not in computed:
+                external.add(node)
+                order[node] = None
+            elif node in chunked:
+                order[node] = None
+            else:
+                stack.append((node, True))
+                stack += [(x, False) for x in reversed(node.inputs) if x not in order]
+    return Cone(tuple(order), frozenset(external), frozenset(chunked))
+
+
+def structure(group: Group, cone: Cone) -> tuple:
+    """What a group's kernel depends on: equal keys, equal kernels."""
+    number = {n: k for k, n in enumerate(cone.nodes)}
+    items = []
+    for n in cone.nodes:
+        if n in cone.external:
+            items.append(n.type)
+        elif n in cone.chunked:
+            items.append((n.op, n.inputs[0].type, n.type))
+        else:
+            items.append((n.op, n.type, tuple(number[x] for x in n.inputs)))
+    dims = tuple(group.dims.get(n) for n in group.outputs)
+    roles = (group.staged, group.finished, group.sinks, group.outputs)
+    return (group.kind, group.rows, tuple(items), dims, *(tuple(number[n] for n in r) for r in roles))
+
+
+def _label(nodes: tuple[Node, ...]) -> str:
+    """The ops of a piece, for people: reductions and contractions, else the element-wise ones."""
+    ops = [n.op for n in nodes if not isinstance(n.op, Movement)]
+    heavy = dict.fromkeys(op.name for op in ops if not isinstance(op, Elementwise))
+    light = dict.fromkeys(op.name for op in ops if isinstance(op, Elementwise))
+    names = [n for n in (*heavy, *light) if n not in ("fill", "iota", "constant")] or [nodes[-1].op.name]
+    return "+".join(names[:4]) + ("+..." if len(names) > 4 else "")
+
+
+def _site(node: Node) -> str:
+    """What a check looks at: the indices, named after the input that holds them where it is one."""
+    indices = node.inputs[0] if isinstance(node.op, ScatterAdd) else node.inputs[-1]
+    while len(indices.inputs) == 1 and isinstance(indices.op, Movement | Elementwise):
+        indices = indices.inputs[0]
+    name = f" '{indices.op.label}'" if isinstance(indices.op, Input) else ""
+    return f"index{name} of {node.op.name} at {node.loc}"
