@@ -5,7 +5,8 @@ llvmlite's objects.  Three properties make the text good enough that LLVM needs 
 
 * pure instructions are *value-numbered*: each is placed once, in the outermost scope where its operands
   exist, which is common subexpression elimination and loop-invariant code motion in one;
-* loads are not hoisted, but shared while nothing was stored to their buffer;
+* loads are not hoisted (but for private arrays, which SROA turns into registers), but shared while nothing was
+  stored to their buffer;
 * loops test at the bottom.
 
 An operation takes scalars and vectors alike: a scalar operand is splatted to the lanes of the others, and
@@ -112,7 +113,8 @@ class Builder:
         self.allocas: list[str] = []
         self.block = "entry"
         self._count = 0
-        self._epoch: dict[str, int] = {}
+        self._epoch: dict[str, int] = {}  # buffer -> how often it was stored to
+        self._floor: dict[str, int] = {}  # buffer -> the innermost scope that stores to it
 
     # ---- values and constants ----------------------------------------------------------------------------
     def const(self, type: Type, number: float | int | bool) -> Value:
@@ -467,45 +469,53 @@ class Builder:
         self.scopes[-1].memo[key] = True
 
     def touch(self, buffers: Iterable[str]) -> None:
-        """Something was or will be stored to these: loads before are not shared with loads after."""
+        """Something was or will be stored to these in this scope: loads before are not shared with loads after."""
         for b in buffers:
             self._epoch[b] = self._epoch.get(b, 0) + 1
+            self._floor[b] = len(self.scopes) - 1
 
-    def read(self, type: Type, text: str, buffer: str | None) -> Value:
-        """An instruction that reads `buffer` (None: private memory, where SROA does the sharing)."""
-        if buffer is None:
-            return self.here(type, text)
-        key = (text, buffer, self._epoch.get(buffer, 0))
+    def read(self, type: Type, text: str, depth: int, buffer: str, private: bool = False) -> Value:
+        """An instruction that reads `buffer` with operands of `depth`.
+
+        From private memory (which cannot fault) it is placed as far out as nothing is stored to the buffer;
+        else it stays here.
+        """
+        key = (text, self._epoch.get(buffer, 0))
+        if private:
+            depth = min(max(depth, self._floor.get(buffer, 0)), len(self.scopes) - 1)
+            scope = self.scopes[depth]
+            v = scope.memo.get(key)
+            if v is None:
+                v = scope.memo[key] = Value(self.name(), type, depth)
+                scope.lines.append(f"  {v.ref} = {text}")
+            return v
         for scope in reversed(self.scopes):
             if key in scope.memo:
                 return scope.memo[key]
         v = self.scopes[-1].memo[key] = self.here(type, text)
         return v
 
-    def load(self, type: Type, p: Value, align: int, buffer: str | None = None) -> Value:
-        return self.read(type, f"load {type.text}, ptr {p.ref}, align {align}", buffer)
+    def load(self, type: Type, p: Value, align: int, buffer: str = "", private: bool = False) -> Value:
+        return self.read(type, f"load {type.text}, ptr {p.ref}, align {align}", p.depth, buffer, private)
 
-    def store(self, x: Value, p: Value, align: int, buffer: str | None = None) -> None:
+    def store(self, x: Value, p: Value, align: int, buffer: str = "") -> None:
         self.line(f"store {x.ty.text} {x.ref}, ptr {p.ref}, align {align}")
-        if buffer is not None:
-            self.touch((buffer,))
+        self.touch((buffer,))
 
-    def masked_load(self, p: Value, mask: Value, default: Value, align: int, buffer: str | None) -> Value:
+    def masked_load(self, p: Value, mask: Value, default: Value, align: int, buffer: str = "") -> Value:
         t = default.ty
         text = f"call {t.text} @llvm.masked.load.{t.mangled}.p0(ptr align {align} {p.ref}, {mask}, {default})"
-        return self.read(t, text, buffer)
+        return self.read(t, text, max(p.depth, mask.depth), buffer)
 
-    def masked_store(self, x: Value, p: Value, mask: Value, align: int, buffer: str | None) -> None:
+    def masked_store(self, x: Value, p: Value, mask: Value, align: int, buffer: str = "") -> None:
         self.line(f"call void @llvm.masked.store.{x.ty.mangled}.p0({x}, ptr align {align} {p.ref}, {mask})")
-        if buffer is not None:
-            self.touch((buffer,))
+        self.touch((buffer,))
 
     # ---- control -----------------------------------------------------------------------------------------
     @contextmanager
     def loop(self, lo: int | Value, hi: int | Value, touched: Iterable[str] = ()) -> Iterator[Value]:
         """for lo <= i < hi (i64), tested at the bottom; `touched`: the buffers stored to inside."""
         touched = tuple(touched)
-        self.touch(touched)
         self._count += 1
         head, exit, before = f"loop{self._count}", f"done{self._count}", self.block
         enter = f"  br label %{head}"
@@ -514,6 +524,7 @@ class Builder:
             enter = f"  br i1 {c.ref}, label %{head}, label %{exit}"
         scope = _Scope()
         self.scopes.append(scope)
+        self.touch(touched)
         i = Value(self.name(), I64, len(self.scopes) - 1)
         scope.lines += [enter, f"{head}:", ""]
         self.block = head

@@ -119,7 +119,6 @@ class Emitter:
         facts = self._facts.get(id(s))
         if facts is None:
             inside = stores(s.body)
-            touched = [x for x in written(s.body) if self.buffers[x].space != "register"]
             names, together = {x.buffer for x in inside}, True
             for x in inside:
                 read = [y for e in exprs(x) for y in loads(e)]
@@ -131,7 +130,7 @@ class Emitter:
                 if not moves and any(_depends(e, s.axis) for e in exprs(x)):
                     together = False  # one element takes all lanes: in order
             bits = max((self.buffers[x].dtype.bits for x in names), default=32)
-            facts = self._facts[id(s)] = (touched, max(bits, 32), together)
+            facts = self._facts[id(s)] = (sorted(written(s.body)), max(bits, 32), together)
         return facts
 
     def _lanewise(self, s: Loop) -> bool:
@@ -197,7 +196,7 @@ class Emitter:
         b, dtype = self.b, buffer.dtype
         pointers, k = place or self.place(buffer, s.index, s)
         elem, size = scalar.memory(dtype), dtype.size
-        label = None if buffer.space == "register" else buffer.name
+        label, private = buffer.name, buffer.space == "register"
         value = scalar.to_memory(b, value, dtype)
         if isinstance(pointers, Value) and k == 0:  # one element; lanes agree, or the last one wins
             value = b.extract(value, value.ty.lanes - 1)
@@ -207,12 +206,12 @@ class Emitter:
                 if buffer.space != "register":
                     with b.when(condition):
                         return b.store(value, pointers, size, label)
-                value = b.select(condition, value, b.load(value.ty, pointers, size, label))
+                value = b.select(condition, value, b.load(value.ty, pointers, size, label, private))
             return b.store(value, pointers, size, label)
         value = b.splat(value, self.width)
         if isinstance(pointers, Value) and k == 1:
             if condition is not None or (mask is not None and buffer.space == "register"):
-                old = b.load(value.ty, pointers, size, label)
+                old = b.load(value.ty, pointers, size, label, private)
                 value = value if mask is None else b.select(mask, value, old)
                 value = value if condition is None else b.select(condition, value, old)
             elif mask is not None:
@@ -228,7 +227,7 @@ class Emitter:
             if condition is not None:
                 c = condition if c is None else b.and_(c, condition)
             if c is not None and buffer.space == "register":
-                x, c = b.select(c, x, b.load(x.ty, p, size)), None
+                x, c = b.select(c, x, b.load(x.ty, p, size, label, True)), None
             with b.when(c):
                 b.store(x, p, size, label)
 
@@ -476,13 +475,13 @@ class Emitter:
         b, dtype = self.b, buffer.dtype
         pointers, k = place
         elem, size = scalar.memory(dtype), dtype.size
-        label = None if buffer.space == "register" else buffer.name
+        label, private = buffer.name, buffer.space == "register"
         one, wide = ty(elem), ty(elem, self.width)
         if isinstance(pointers, Value) and k == 0:
             if mask is not None and condition is None and mask.ref[0] != "<":
                 condition = self._any(mask)
             p = self._safe(buffer, pointers, condition)
-            v = scalar.from_memory(b, b.load(one, p, size, label), dtype)
+            v = scalar.from_memory(b, b.load(one, p, size, label, private), dtype)
             return self._or_other(v, condition, mask, other, dtype)
         if isinstance(pointers, Value) and abs(k) == 1 and (k == 1 or mask is None):
             p = self._safe(buffer, pointers, condition)
@@ -492,7 +491,7 @@ class Emitter:
                 default = scalar.to_memory(b, scalar.constant(b, other, dtype, self.width), dtype)
                 v = scalar.from_memory(b, b.masked_load(p, mask, default, size, label), dtype)
                 return self._or_other(v, condition, None, other, dtype)
-            v = b.load(wide, p, size, label)
+            v = b.load(wide, p, size, label, private)
             if k < 0:
                 v = b.shuffle(v, None, range(self.width - 1, -1, -1))
             return self._or_other(scalar.from_memory(b, v, dtype), condition, mask, other, dtype)
@@ -504,7 +503,7 @@ class Emitter:
                 continue
             p = pointers[i] if isinstance(pointers, list) else b.offset(pointers, elem, i * k)
             c = self._both(None if active[i] is True else active[i], condition)
-            x = b.load(one, self._safe(buffer, p, c), size, label)
+            x = b.load(one, self._safe(buffer, p, c), size, label, private)
             lanes.append(x if c is None else b.select(c, x, default))
         return scalar.from_memory(b, b.gather(lanes), dtype)
 
