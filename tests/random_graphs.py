@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from math import prod
+from inspect import signature
 
 import numpy as np
 from hypothesis import strategies as st
 
+from pullback.dsl.tensor import Tensor
 from pullback.errors import ScriptError
 from pullback.graph.graph import Graph, Loc, Node, make
-from pullback.graph.types import DTYPES, DType, TensorType, bf16, bool_, f16, f32, f64, i32, u32
+from pullback.graph.types import DType, TensorType, bf16, bool_, f16, f32, f64, i32, u32
 from pullback.kernel.scalars import SCALARS
 from pullback.ops import OPS
 from pullback.ops import contract as C
@@ -57,6 +58,15 @@ def graphs(exact: bool = True, max_nodes: int = 14, **kwargs) -> st.SearchStrate
         st.randoms(use_true_random=False),
         st.integers(1, max_nodes),
     )
+
+
+def traced(f: Callable, *types: TensorType, name: str = "model") -> Graph:
+    """The graph of a Python function on DSL tensors; its parameters' names label the inputs."""
+    labels = list(signature(f).parameters)
+    inputs = [make(L.Input(k, t.dtype, t.shape), loc=LOC) for k, t in zip(labels, types, strict=True)]
+    results = f(*[Tensor(x) for x in inputs])
+    results = results if isinstance(results, tuple) else (results,)
+    return Graph(name, tuple(inputs), tuple(r.node for r in results))
 
 
 def random_inputs(graph: Graph, seed: int = 0, special: bool = True) -> list[np.ndarray]:
@@ -397,6 +407,3 @@ def same_values(a: list[np.ndarray], b: list[np.ndarray], tolerance: float = 0.0
 
 def _signs(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.all((np.signbit(x) == np.signbit(y)) | np.isnan(x)))
-
-
-__all__ = ["DTYPES", "graphs", "prod", "random_array", "random_graph", "random_inputs", "same_values"]

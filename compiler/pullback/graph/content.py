@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields
-from functools import lru_cache
+from functools import cache
 from hashlib import blake2b
 from operator import attrgetter
 
@@ -17,7 +17,7 @@ from ..ops.op import Op
 from .graph import Graph, Node
 
 
-@lru_cache(maxsize=None)
+@cache
 def values_of(cls: type[Op]) -> Callable[[Op], tuple] | None:
     """A fast reader of an op's fields, in order; `None` where the op has no attributes."""
     names = [f.name for f in fields(cls)]
@@ -29,7 +29,7 @@ def values_of(cls: type[Op]) -> Callable[[Op], tuple] | None:
     return attrgetter(*names)
 
 
-@lru_cache(maxsize=None)
+@cache
 def region_fields(cls: type[Op]) -> tuple[str, ...]:
     """The fields of an op class that hold graphs."""
     return tuple(f.name for f in fields(cls) if f.type in ("Graph", Graph))

@@ -20,7 +20,7 @@ import re
 from ast import literal_eval
 from base64 import b64decode, b64encode
 from dataclasses import fields
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from ..ops.op import OPS, Op
 from .content import region_fields
 from .graph import NOWHERE, Graph, Loc, Node
 from .program import Argument, Function, Program, State
-from .types import DTYPES, DType, TensorType, TupleType, Type
+from .types import DTYPES, TensorType, TupleType, Type
 
 FEW = 8
 """Constants of at most this many elements are written as numbers."""
@@ -58,7 +58,7 @@ def _graph_lines(graph: Graph, full: bool, indent: str = "") -> list[str]:
     return [*lines, f"{indent}  return {', '.join([f'%{number[x]}' for x in graph.outputs])}", f"{indent}}}"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _printed_fields(cls: type[Op]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls) if f.name not in region_fields(cls))
 

@@ -9,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import TypeVar
 
 from ..errors import PullbackError
 from ..graph.content import region_fields
 from ..graph.graph import Graph, Node, rewrite, same_or_replaced
 from ..graph.program import Program
 from ..graph.verify import verify
+from .checkpoint import checkpoint
 from .cse import cse
 from .dce import dce
 from .fold import fold
 from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
+T = TypeVar("T", Graph, Program)
 
-PASSES: tuple[Pass, ...] = (simplify, cse, dce)
-"""In order.  dce goes first, so that nothing works on what nobody reads; the rewrites leave nothing dead behind."""
+PASSES: tuple[Pass, ...] = (cse, simplify, cse, dce)
+"""In order.  cse goes first too: rules that must not duplicate work count readers."""
+
+
+__all__ = ["PASSES", "Pass", "PassError", "apply", "checkpoint", "cse", "dce", "fold", "map_regions", "run", "simplify"]
 
 
 class PassError(PullbackError):

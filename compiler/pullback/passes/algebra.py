@@ -31,7 +31,7 @@ def _is_zero(value: float | int | None, sign: float) -> bool:
 
 # ---- sums ------------------------------------------------------------------------------------------------
 def add(b: Builder, n: Node) -> Node | None:
-    """Constants go right; -0.0 + x = x; x + -y = x - y."""
+    """Constants go right; -0.0 + x = x; x + -y = x - y, through a broadcast too."""
     x, y = n.inputs
     if x.op.name == "fill":
         return b.make(ADD, y, x)
@@ -41,6 +41,9 @@ def add(b: Builder, n: Node) -> Node | None:
         return b.make(SUB, x, z)
     if (z := _operand(x, "neg")) is not None:
         return b.make(SUB, y, z)
+    for u, v in ((x, y), (y, x)):
+        if v.op.name == "broadcast" and (z := _operand(v.inputs[0], "neg")) is not None and b.uses(v) == 1:
+            return b.make(SUB, u, b.make(v.op, z))
     return None
 
 
@@ -269,6 +272,7 @@ def hoist_broadcast(b: Builder, n: Node) -> Node | None:
     shape = over.inputs[0].type.shape
     inputs = [b.fill_node(x.op.value, x.type.dtype, shape) if x.op.name == "fill" else x.inputs[0] for x in n.inputs]
     return b.make(over.op, b.make(n.op, *inputs))
+
 
 RULES: dict[str, Rule] = {
     "add": add,

@@ -16,6 +16,7 @@ from .fold import folded
 
 Rule = Callable[["Builder", Node], Node | None]
 
+
 def fill_value(node: Node) -> float | int | bool | None:
     """The value that stands everywhere in `node`, if it is a `Fill`."""
     op = node.op

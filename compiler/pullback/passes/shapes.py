@@ -13,9 +13,9 @@ from __future__ import annotations
 from ..graph.graph import Node
 from ..graph.types import DType
 from ..ops.contract import Contract
-from ..ops.elementwise import Mul
+from ..ops.elementwise import Mul, Neg
 from ..ops.leaf import Iota, checked_scalar, scalar_key
-from ..ops.movement import Broadcast, Concat, Flip, Pad, Permute, Reshape, Slice
+from ..ops.movement import Broadcast, Flip, Pad, Permute, Reshape, Slice
 from .rules import Builder, Rule, fill_value
 
 Shape = tuple[int, ...]
@@ -200,7 +200,7 @@ def _joined(b: Builder, x: Node, y: Node, axis: int) -> Node | None:
 
 # ---- reductions ------------------------------------------------------------------------------------------
 def reduction(b: Builder, n: Node) -> Node | None:
-    """Over axes of size 1 (a reshape); of a reshape that only adds or drops ones; of a broadcast; of a constant."""
+    """Over axes of size 1; of a constant, a broadcast, a negation, or a reshape that only adds or drops ones."""
     (x,), axes, shape = n.inputs, n.op.axes, n.inputs[0].type.shape
     real = tuple([a for a in axes if shape[a] != 1])
     if not real:
@@ -223,6 +223,8 @@ def reduction(b: Builder, n: Node) -> Node | None:
         return reshaped(b, inner, n.type.shape)
     if x.op.name == "broadcast" and name != "prod":
         return _of_broadcast(b, n, x)
+    if name == "sum" and x.op.name == "neg" and b.uses(x) == 1:
+        return b.make(Neg(), b.make(n.op, x.inputs[0]))
     if name == "sum" and x.op.name == "sum" and b.uses(x) == 1 and _wide(n.type.dtype):
         kept = [d for d in range(x.inputs[0].type.ndim) if d not in x.op.axes]
         return b.make(type(n.op)(tuple(sorted([*x.op.axes, *[kept[a] for a in axes]]))), x.inputs[0])
