@@ -36,7 +36,7 @@ from .graph.types import Dim
 from .kernel.plan import Plan
 from .lower.groups import Region
 from .lower.plan import Kernels, make_plan
-from .lower.regions import lower
+from .lower.regions import Lowering
 from .schedule import schedule
 
 
@@ -76,7 +76,8 @@ class Build:
     def regions(self) -> dict[int, Region]:
         program = self.optimized
         with self._stage("lower"):
-            return {i: lower(f.graph, fusion=self.options.fusion) for i, f in enumerate(program.functions)}
+            lowering = Lowering(self.options.fusion)
+            return {i: lowering.region(f.graph, len(f.writes)) for i, f in enumerate(program.functions)}
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -193,7 +194,7 @@ def jit(function: ScriptFunction) -> Callable:
             if len(program.states) > 1:
                 names = ", ".join(n for n in program.states if n != SEED)
                 raise BuildError(
-                    f"{function.loc}: {function.name} has state ({names}), so a plain call has no program to keep it in: "
+                    f"{function.loc}: {function.name} has state ({names}), so it needs a program that keeps it: "
                     f"program = pb.build({function.name}, ...), then program.{function.name}(...)"
                 )
             built[key] = build(function, dims=dims)
