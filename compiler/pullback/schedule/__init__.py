@@ -1,0 +1,59 @@
+"""Schedules: unscheduled kernels of IR 2 in, kernels that say how they run on one target out.
+
+`schedule` recognises the family of a nest from its structure and applies its schedule; a schedule is a chain
+of steps (`steps.py`, `staging.py`, `masks.py`), each a pure function kernel -> kernel that checks what it
+relies on.  No step changes the order in which anything is summed, so every schedule gives the same bits.
+"""
+
+from __future__ import annotations
+
+from ..codegen.target import Target
+from ..errors import ScheduleError
+from ..kernel.kernel import Kernel, Loop, Stmt, read, walk, written
+from .cpu_contract import recognise, schedule_contraction
+from .cpu_map import schedule_map
+from .cpu_rows import schedule_rows
+from .nest import join_parts, outer_chain, split_parts
+
+__all__ = ["ScheduleError", "family", "schedule"]
+
+
+def family(kernel: Kernel) -> str:
+    """contraction | rows | map: which schedule a nest with one outermost statement gets."""
+    if recognise(kernel) is not None:
+        return "contraction"
+    _, body = outer_chain(kernel)
+    inner = any(isinstance(s, Loop) and s.role == "parallel" for s in walk(body))
+    return "rows" if inner else "map"
+
+
+def schedule(kernel: Kernel, target: Target) -> Kernel:
+    """How a kernel runs on a target.  The result depends on the kernel and the target only.
+
+    Outermost statements that do not touch what another one writes are scheduled apart, each with blocks of
+    its own; others run one after the other in one block.
+    """
+    if any(isinstance(s, Loop) and s.extent == 0 for s in walk(kernel.body)):
+        return kernel  # nothing runs, or sums of nothing: as it stands
+    if len(kernel.body) > 1 and _independent(kernel.body):
+        parts = split_parts(kernel)
+        return join_parts(kernel, [_FAMILIES[family(p)](p, target) for p in parts])
+    return _FAMILIES[family(kernel)](kernel, target)
+
+
+_FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}
+
+
+def _independent(stmts: tuple[Stmt, ...]) -> bool:
+    """Are these loops that do not touch what another one writes?"""
+    if not all(isinstance(s, Loop) and s.role == "parallel" for s in stmts):
+        return False
+    seen: set[str] = set()
+    changed: set[str] = set()
+    for s in stmts:
+        w, r = written((s,)), read((s,))
+        if w & seen or r & changed:
+            return False
+        seen |= w | r
+        changed |= w
+    return True

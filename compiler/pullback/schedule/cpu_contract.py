@@ -15,7 +15,7 @@ from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
 from .nest import chain_of, cost, extents_of, fuse_chain, order_axes, outer_chain, rename, stride
 from .staging import axes_in, carry, pack, place, spill, tensorise
-from .steps import axes_of, bind, rename_loops, sink, split, tidy
+from .steps import axes_of, bind, expand, rename_loops, sink, split, tidy
 
 BLOCK_FLOPS = 1 << 19
 """Blocks are at least about this much work (5 us), so that claiming one costs nothing."""
@@ -97,7 +97,7 @@ class Tiling:
 def schedule_contraction(kernel: Kernel, target: Target, tiling: Tiling | None = None) -> Kernel:
     """`tiling` overrides `choose` (tests and measurements)."""
     kernel, c = normalise(kernel, target)
-    lanes = target.lanes(kernel.buffers[c.acc].dtype.bits)
+    lanes = lanes_for(kernel, c, target)
     t = tiling or choose(kernel, c, target)
     a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
     k = c.reduced[-1]
@@ -182,7 +182,7 @@ def _pack_columns(
     if not t.pack_b:
         return kernel
     k = reduced[-1]
-    transposed = _unit(kernel, operand, k) and not _unit(kernel, operand, "j")
+    transposed = lanes > 1 and _unit(kernel, operand, k) and not _unit(kernel, operand, "j")
     if transposed and not all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand)):
         kernel = pack(kernel, operand, ("j", *reduced), at, "rows", pad=lanes)
         kernel = _vector_copy(kernel, f"{k}_rows", lanes)
@@ -193,6 +193,11 @@ def _pack_columns(
     kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
     kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
     return tensorise(kernel, (f"{k}_panel", "j_panel"), "transpose")
+
+
+def lanes_for(kernel: Kernel, c: Contraction, target: Target) -> int:
+    """Lanes of the column axis; one column is computed in scalars (several rows at a time)."""
+    return target.lanes(kernel.buffers[c.acc].dtype.bits) if extents_of(kernel)["j"] > 1 else 1
 
 
 def _picked(kernel: Kernel, operand) -> set[Expr]:
@@ -206,6 +211,8 @@ def _unit(kernel: Kernel, operand, axis: str) -> bool:
 
 
 def _vector_copy(kernel: Kernel, axis: str, lanes: int) -> Kernel:
+    if lanes == 1:
+        return kernel
     return bind(split(kernel, axis, lanes, f"{axis}_v", axis, tail="mask"), **{axis: "vector"})
 
 
@@ -213,11 +220,13 @@ def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
     names = axes_of(kernel.body)
     bindings = {n: "block" for n in ("jc", "ic", *c.outer)}
     for i, j in (("i", "j"), ("i0", "j0"), ("ie", "je"), ("i_tile", "j_tile")):
-        if j in names:
-            kernel = split(kernel, j, lanes, f"{j}_v", j, tail="mask")
+        if j in names and lanes > 1:
+            kernel = expand(split(kernel, j, lanes, f"{j}_v", j, tail="mask"), j)
             bindings[j] = "vector"
             if j in ("j", "j_tile"):
-                bindings |= {f"{j}_v": "unroll", i: "unroll"}
+                bindings[f"{j}_v"] = "unroll"
+        if i in names and j in ("j", "j_tile"):
+            bindings[i] = "unroll"
     return tidy(bind(kernel, **bindings))
 
 
@@ -250,6 +259,8 @@ def normalise(kernel: Kernel, target: Target) -> tuple[Kernel, Contraction]:
     def price(col: str | None, row: str | None, operand: Expr) -> float:
         """Cycles per element of k when `col` is vectorised: fma, transposition, scattered stores."""
         n, m, depth = extents.get(col, 1), extents.get(row, 1), prod(extents[x] for x in reduced)
+        if n == 1:
+            return max(m / 2, 4.0)  # scalars, two at a time
         vectors = ceil(n / lanes)
         step = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
         near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
@@ -294,7 +305,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
     """The register tile with the fewest cycles for these extents, and blocks that balance and fit the caches."""
     extents = extents_of(kernel)
     acc = kernel.buffers[c.acc]
-    lanes, size = target.lanes(acc.dtype.bits), acc.dtype.size
+    lanes, size = lanes_for(kernel, c, target), acc.dtype.size
     m, n, k = extents["i"], extents["j"], prod(extents[x] for x in c.reduced)
     outer = prod(extents[x] for x in c.outer)
     vectors = ceil(n / lanes)
@@ -326,7 +337,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
         steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
         return any(s and s % 2048 == 0 for s in steps)
 
-    pack_b = not (plain(b) and _unit(kernel, b, "j"))
+    pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
     pack_b = pack_b or (tiles >= 4 and k >= 64 and (conflicts(b) or n * k * size > 1 << 20))
     pack_a = not plain(a) or (panels >= 3 and k >= 64 and conflicts(a))
     carry_k = pack_b and tiles >= 4 and k > 1024 and len(c.reduced) == 1

@@ -10,6 +10,7 @@ from ..errors import ScheduleError
 from ..kernel.kernel import (
     Affine,
     Apply,
+    Buffer,
     Expr,
     Kernel,
     Load,
@@ -18,13 +19,15 @@ from ..kernel.kernel import (
     Store,
     exprs,
     loads,
+    read,
     stores,
     subst,
     walk,
     walk_expr,
+    written,
 )
 from ..kernel.scalars import SCALARS
-from .staging import accesses, fuse
+from .staging import accesses, flatten, fuse, map_accesses
 
 
 def outer_chain(kernel: Kernel) -> tuple[list[Loop], tuple[Stmt, ...]]:
@@ -146,3 +149,38 @@ def extents_of(kernel: Kernel) -> dict[str, int]:
 
 def iterations(loops: Iterable[Loop]) -> int:
     return prod(s.extent for s in loops if isinstance(s.extent, int))
+
+
+def split_parts(kernel: Kernel) -> list[Kernel]:
+    """One kernel for each outermost statement, with the same params.  Those that several share become flat, so
+    that no part reshapes them."""
+    uses = [written((s,)) | read((s,)) for s in kernel.body]
+    for b in kernel.params:
+        if len(b.shape) > 1 and sum(b.name in u for u in uses) > 1:
+            kernel = flatten(kernel, b.name)
+    local = kernel.locals
+    return [
+        replace(kernel, locals=tuple(b for b in local if b.name in u), body=(s,))
+        for s, u in zip(kernel.body, uses, strict=True)
+    ]
+
+
+def join_parts(kernel: Kernel, parts: list[Kernel]) -> Kernel:
+    """The parts of `split_parts` again as one kernel; local buffers get names of their own."""
+    shapes: dict[str, Buffer] = {b.name: b for b in kernel.params}
+    locals_: list[Buffer] = []
+    taken = set(shapes)
+    body: list[Stmt] = []
+    for part in parts:
+        used = written(part.body) | read(part.body)
+        names: dict[str, str] = {}
+        for b in part.locals:
+            name = next(n for n in (b.name, *(f"{b.name}_{i}" for i in range(len(taken) + 1))) if n not in taken)
+            taken.add(name)
+            names[b.name] = name
+            locals_.append(replace(b, name=name))
+        for b in part.params:
+            if b.name in used:
+                shapes[b.name] = b
+        body += map_accesses(part.body, lambda x, names=names: replace(x, buffer=names.get(x.buffer, x.buffer)))
+    return Kernel(kernel.name, tuple(shapes[b.name] for b in kernel.params), tuple(locals_), tuple(body))

@@ -169,6 +169,21 @@ def _merges(kernel: Kernel, outer: str, inner: str, extent: int) -> dict[tuple[s
     return out
 
 
+def flatten(kernel: Kernel, buffer: str) -> Kernel:
+    """One dimension over the same memory, where every access is affine (else the kernel as it is)."""
+    b = kernel.buffers[buffer]
+    if any(x.buffer == buffer and not all(isinstance(i, Affine) for i in x.index) for x in accesses(kernel)):
+        return kernel
+    flat = replace(b, shape=(b.size,), strides=())
+    body = map_accesses(kernel.body, lambda x: replace(x, index=(b.flat(x.index),)) if x.buffer == buffer else x)
+    return replace(
+        kernel,
+        params=tuple(flat if x is b else x for x in kernel.params),
+        locals=tuple(flat if x is b else x for x in kernel.locals),
+        body=body,
+    )
+
+
 # ---- pack -----------------------------------------------------------------------------------------------
 def pack(
     kernel: Kernel,
@@ -179,10 +194,10 @@ def pack(
     pad: int = 0,
     space: str = "local",
 ) -> Kernel:
-    """Evaluate an operand over `axes` (dimensions of `dst`, in any order: a transposition) at the top of the
-    loop `at`, and read the copy instead.  The copy's axes are `<axis>_<dst>`; rows are `pad` longer.
+    """Evaluate an operand over `axes` (dimensions of `dst`, in any order: a transposition) in the loop `at`,
+    before its first use, and read the copy instead.  The copy's axes are `<axis>_<dst>`; rows are `pad` longer.
 
-    The operand may be any expression; it may not read what the loop writes, and inside of `at` it may move
+    The operand may be any expression; it may not read what the loop writes later, and inside of `at` it may move
     with `axes` only.
     """
     shape = [0] * len(axes)
@@ -205,7 +220,8 @@ def pack(
                 inside[t.axis] = max(inside.get(t.axis, 0), constant_extent(t))
         if moves := axes_in(e) & set(inside) - set(axes):
             raise ScheduleError(f"{kernel.name}: the operand also moves with '{min(moves)}' inside of '{at}'")
-        if changed := {x.buffer for x in loads(e)} & written(s.body):
+        first = next(n for n, t in enumerate(s.body) if any(operand(u) is not None for u in stores((t,))))
+        if changed := {x.buffer for x in loads(e)} & written(s.body[first:]):
             raise ScheduleError(f"{kernel.name}: '{min(changed)}' changes inside of '{at}'")
         if missing := set(axes) - set(inside):
             raise ScheduleError(f"{kernel.name}: no loop over '{min(missing)}' inside of '{at}'")
@@ -221,7 +237,7 @@ def pack(
                 return (t,)
             return (map_store(t, lambda x: use if x == e else x),)
 
-        return (replace(s, body=copy + map_stmts(s.body, swap)),)
+        return (replace(s, body=s.body[:first] + copy + map_stmts(s.body[first:], swap)),)
 
     def operand_inside(t: Loop) -> bool:
         return any(operand(u) is not None for u in stores(t.body))

@@ -81,7 +81,7 @@ def constant_extent(s: Loop) -> int:
 def bind(kernel: Kernel, **bindings: str) -> Kernel:
     """How loops run.  block and vector need iterations that do not depend on each other; unroll, vector and
     block need constant extents."""
-    left = set(bindings)
+    left, local = set(bindings), {b.name for b in kernel.locals}
     if unknown := set(bindings.values()) - BINDINGS:
         raise ScheduleError(f"no binding '{min(unknown)}'")
 
@@ -96,6 +96,8 @@ def bind(kernel: Kernel, **bindings: str) -> Kernel:
                         constant_extent(s)
                     if s.binding in ("vector", "block") and s.role != "parallel":
                         raise ScheduleError(f"{kernel.name}: '{s.axis}' is a {s.role} loop and cannot be {s.binding}")
+                    if s.binding == "vector" and (still := _unmoved(s, local)):
+                        raise ScheduleError(f"{kernel.name}: all lanes of '{s.axis}' store to the same '{min(still)}'")
             out.append(s)
         return tuple(out)
 
@@ -312,30 +314,56 @@ def sink(
     def second(s: Loop) -> tuple[Stmt, ...]:  # all copies of the loop agree on what has grown
         body = bodies[id(s)]
         carried = grown.keys() & _unmoved(s, local)
-        if not carried:
-            return body
-
-        def more(x):
-            return replace(x, index=(A(axis), *x.index)) if isinstance(x, Load) and x.buffer in carried else x
-
-        def widen(t: Stmt) -> tuple[Stmt, ...]:
-            if not isinstance(t, Store):
-                return (t,)
-            t = map_store(t, more)
-            return (replace(t, index=(A(axis), *t.index)) if t.buffer in carried else t,)
-
-        return map_stmts(body, widen)
+        return _add_index(body, carried, axis) if carried else body
 
     on_loops(kernel, axis, first)
     for s in moved:  # a copy that is smaller than the first still needs its place
         for b in grown.keys() & _unmoved(s, local):
             grown[b] = max(grown[b], constant_extent(s))
-    kernel = on_loops(kernel, axis, second)
-    for b in grown:
-        if _unindexed(kernel, b, len(local[b].shape) + 1):
-            raise ScheduleError(f"{kernel.name}: '{b}' is also used outside of '{axis}'")
-    if not grown:
-        return kernel
+    return _grown(on_loops(kernel, axis, second), grown, axis)
+
+
+def expand(kernel: Kernel, axis: str) -> Kernel:
+    """Give every local value that one iteration of a parallel loop makes for itself a place per iteration (a
+    scalar becomes a vector, so that the loop can be bound to lanes)."""
+    local = {b.name: b for b in kernel.locals}
+    grown: dict[str, int] = {}
+
+    def look(s: Loop) -> tuple[Stmt, ...]:
+        for b in _unmoved(s, local):
+            if live_in(s.body, local[b]):
+                raise ScheduleError(f"{kernel.name}: '{b}' goes from one iteration of '{axis}' to the next")
+            grown[b] = max(grown.get(b, 0), constant_extent(s))
+        return (s,)
+
+    def widen(s: Loop) -> tuple[Stmt, ...]:
+        mine = grown.keys() & _unmoved(s, local)
+        return (replace(s, body=_add_index(s.body, mine, axis)),) if mine else (s,)
+
+    on_loops(kernel, axis, look)
+    return _grown(on_loops(kernel, axis, widen), grown, axis) if grown else kernel
+
+
+def _add_index(stmts: tuple[Stmt, ...], buffers: Collection[str], axis: str) -> tuple[Stmt, ...]:
+    """buffer[...] -> buffer[axis, ...] for these buffers."""
+
+    def more(x):
+        return replace(x, index=(A(axis), *x.index)) if isinstance(x, Load) and x.buffer in buffers else x
+
+    def widen(t: Stmt) -> tuple[Stmt, ...]:
+        if not isinstance(t, Store):
+            return (t,)
+        t = map_store(t, more)
+        return (replace(t, index=(A(axis), *t.index)) if t.buffer in buffers else t,)
+
+    return map_stmts(stmts, widen)
+
+
+def _grown(kernel: Kernel, grown: dict[str, int], axis: str) -> Kernel:
+    """Buffers with one dimension more; every access must have it."""
+    for b in kernel.locals:
+        if b.name in grown and _unindexed(kernel, b.name, len(b.shape) + 1):
+            raise ScheduleError(f"{kernel.name}: '{b.name}' is also used outside of '{axis}'")
     wide = (replace(b, shape=(grown[b.name], *b.shape)) if b.name in grown else b for b in kernel.locals)
     return replace(kernel, locals=tuple(wide))
 
