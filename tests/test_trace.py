@@ -49,8 +49,8 @@ def test_nodes_know_their_line():
     hidden = next(i for i, line in enumerate(source, 1) if "self.hidden(image)" in line)
     update = next(i for i, line in enumerate(source, 1) if "minimize" in line)
     assert {(loss, False), (loss, True), (hidden, False), (hidden, True), (update, False)} <= lines
-    assert all(n.loc.file.endswith("digits.py") for f in program.functions for n in f.graph.nodes)
-    assert str(program.states["model.out.bias"].loc).endswith(":17")
+    assert all(n.loc.file.endswith("digits.py") for f in program.functions for n in f.graph.nodes if n.loc.line)
+    assert "self.out = nn.Linear" in source[program.states["model.out.bias"].loc.line - 1]
 
 
 def test_script_sees_its_arguments_and_its_folder(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_errors_of_a_script_keep_their_traceback(tmp_path):
         script(tmp_path, "def bad():\n    return 1 / 0\nbad()\n")
     last = caught.traceback[-1]
     assert (Path(last.path).name, last.lineno + 1) == ("script.py", 4)
-    with pytest.raises(SyntaxError, match="script.py, line 3"):
+    with pytest.raises(SyntaxError, match=r"script\.py, line 3"):
         script(tmp_path, "def\n")
     with pytest.raises(BuildError, match="cannot read the script"):
         trace_script(tmp_path / "none.py")
@@ -116,7 +116,7 @@ def test_dimensions_are_bound_by_name_and_per_function():
         trace_functions([train, predict], dims={"batch": 8})
     with pytest.raises(BuildError, match=r"unknown dimension 'bath'; the functions' dimensions are: batch, time"):
         trace_functions([train, predict], dims={"bath": 8, "time": 2})
-    with pytest.raises(BuildError, match="unknown dimension 'predict.time'"):
+    with pytest.raises(BuildError, match=r"unknown dimension 'predict\.time'"):
         trace_functions([train, predict], dims={"batch": 8, "time": 2, "predict.time": 2})
     with pytest.raises(BuildError, match="dimension 'batch' of train is -1"):
         trace_functions([train, predict], dims={"batch": -1, "time": 2})
@@ -164,10 +164,7 @@ def test_state_is_read_and_written_in_program_order():
     program = interpret(step)
     assert program("step") == (2.0, 5.0, 0.5)
     assert program("step") == (0.5, -10.0, -1.0)
-    assert program.function("step").writes == ("w", "optimizer.step") or program.function("step").writes == (
-        "optimizer.step",
-        "w",
-    )
+    assert set(program.function("step").writes) == {"optimizer.step", "w"}
 
 
 def test_functions_are_inlined_in_functions_and_keep_their_mode():
@@ -324,7 +321,7 @@ def test_state_outside_of_functions_is_an_error():
         layer.weight.assign(pb.ones((2, 2)))
     with pytest.raises(TraceError, match="Dropout is called outside of a function"):
         nn.Dropout()(pb.ones(3))
-    with pytest.raises(TraceError, match="hyper f32.* is read outside of a function"):
+    with pytest.raises(TraceError, match=r"hyper f32.* is read outside of a function"):
         pb.hyper("lr", 0.1) * 2
 
 

@@ -4,6 +4,8 @@ Tensors and array functions (the array API standard's names), `pb.function`, `pb
 and `pb.optim`; `pb.build` compiles and loads.
 """
 
+# ruff: noqa: F401
+
 from .autodiff import custom_vjp, grad, jvp, stop_gradient, vjp
 from .dsl import rng as random
 from .dsl.array import *  # noqa: F403

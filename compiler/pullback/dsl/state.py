@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import BuildError, DTypeError, ShapeError
-from ..graph.graph import Loc, Node, current_loc
+from ..graph.graph import NOWHERE, Loc, Node, current_loc
 from ..graph.program import SEED, State
 from ..graph.types import DType, TensorType, f32, u32
 from .array import asarray, full
@@ -79,7 +79,7 @@ class Variable(Tensor):
 
     def assign(self, value) -> None:
         """From here on in the function being traced, the variable is `value`; its caller sees it after the call."""
-        trace = require(f"{self._describe()} is assigned")
+        trace = active() or require(f"{self._describe()} is assigned")
         value = value if isinstance(value, Tensor) else asarray(value, dtype=self.dtype)
         self.check(value)
         trace.write(self, value.node)
@@ -127,8 +127,8 @@ class Counter(Variable):
 
     kind = "counter"
 
-    def __init__(self, dtype: DType):
-        super().__init__(TensorType(dtype, ()), lambda draw: draw.full(0))
+    def __init__(self, dtype: DType, loc: Loc | None = None):
+        super().__init__(TensorType(dtype, ()), lambda draw: draw.full(0), loc)
 
     def next(self) -> Tensor:
         """The count so far, which grows by one."""
@@ -148,7 +148,7 @@ class Hyper(Variable):
 
 
 class Parameter(Variable):
-    """A learned tensor: `nn.Parameter(pb.zeros((3,)))`, or any array; its type and initial value are those of `data`."""
+    """A learned tensor: `nn.Parameter(pb.zeros((3,)))` or of any array, whose type and values it starts with."""
 
     def __init__(
         self, data=None, requires_grad: bool = True, *, type: TensorType | None = None, init: Init | None = None
@@ -201,9 +201,9 @@ def name_states(namespace: dict[str, object]) -> Scope:
 
     The first name of a variable is its own, later ones are aliases (tied weights).
     """
-    seed = Variable(TensorType(u32, (2,)), lambda draw: draw.seed)
+    seed = Variable(TensorType(u32, (2,)), lambda draw: draw.seed, NOWHERE)
     seed.kind = "seed"
-    step = Counter(u32)
+    step = Counter(u32, NOWHERE)
     scope = Scope({seed: SEED, step: "rng.step"}, {}, {}, seed, step)
     owners = [(name, x) for root, value in namespace.items() for name, x in _owners(root, value)]
     for root, owner in sorted(owners, key=lambda o: getattr(o[1], "names_others", False)):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BuildError, TraceError
 from ..graph.graph import Graph, Loc, Node, current_loc, make, topological
+from ..ops.elementwise import StopGradient
 from ..ops.leaf import Input
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Trace:
         self.values: dict[Variable, Node] = {}
         self.prints: list[tuple[str, tuple[Tensor, ...]]] = []
         self._written: dict[Variable, None] = {}
+        self._detached: set[Variable] = set()  # learned here: a later read is a constant to derivatives
         self._randoms = 0
         self._undecided: Loc | None = None  # a layer that behaves differently in training, without a stated mode
         self._minimizes: Loc | None = None
@@ -67,12 +69,17 @@ class Trace:
         if node is None:
             node = make(Input(self._name(variable), variable.dtype, variable.shape), loc=variable.loc)
             self.inputs[variable] = self.values[variable] = node
+        elif variable in self._detached:
+            self._detached.remove(variable)
+            node = self.values[variable] = make(StopGradient(), node)
         return node
 
-    def write(self, variable: Variable, node: Node) -> None:
+    def write(self, variable: Variable, node: Node, detached: bool = False) -> None:
+        """`detached`: what reads it later does not differentiate through this write (an optimizer's step)."""
         self._name(variable)
         self.values[variable] = node
         self._written[variable] = None
+        (self._detached.add if detached else self._detached.discard)(variable)
 
     def _name(self, variable: Variable) -> str:
         """Run-time scalars carry their name; all else is named by where the script keeps it."""

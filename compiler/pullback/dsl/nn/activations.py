@@ -92,7 +92,7 @@ def softmax_axis(input: Tensor, dim: int | None, axis: int | None) -> int:
 
 
 def shifted(x: Tensor, axis: int) -> Tensor:
-    """x less its maximum along an axis.  The result of a softmax does not depend on the shift, so neither do derivatives."""
+    """x less its maximum along an axis: a softmax does not depend on the shift, so its derivatives need not either."""
     top = make(StopGradient(), make(Max((axis,)), x.node))
     return Tensor(make(Sub(), x.node, make(_along(x.shape, axis), top)))
 

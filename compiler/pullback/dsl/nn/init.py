@@ -1,7 +1,7 @@
 """Initial values of parameters, with the names, distributions and defaults of torch.nn.init.
 
-Each function sets how a parameter (or buffer) starts; the numbers come from the program's seed and the parameter's name,
-so they are the same on every machine, and differ from torch's.
+Each function sets how a parameter (or buffer) starts; the numbers come from the program's seed and the parameter's
+name, so they are the same on every machine, and differ from torch's.
 """
 
 from __future__ import annotations

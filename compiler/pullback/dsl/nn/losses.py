@@ -7,7 +7,7 @@ class labels, the input's shape without the class axis (axis 1, or axis 0 of one
 from __future__ import annotations
 
 from ...errors import DTypeError, ShapeError
-from ..array import abs, broadcast_axes, exp, log, mean, reshape, sum, take, take_along_axis, where
+from ..array import abs, asarray, broadcast_axes, exp, log, mean, reshape, sum, take, take_along_axis, where
 from ..tensor import Tensor
 from .activations import shifted, softplus, spread, sum_out
 
@@ -86,6 +86,7 @@ def cross_entropy(
     count.  (torch has -100 by default; here a label outside of 0..C-1 is an error unless it is named.)
     """
     axis = _class_axis("cross_entropy", input, target)
+    weight = _class_weight("cross_entropy", weight, input, axis)
     x = shifted(input, axis)
     total = log(sum_out(exp(x), axis))  # log softmax = x - total
     classes = input.shape[axis]
@@ -122,6 +123,7 @@ def nll_loss(
     axis = _class_axis("nll_loss", input, target)
     if not target.dtype.is_integer:
         raise DTypeError(f"nll_loss: expected integer labels, got {target.dtype}")
+    weight = _class_weight("nll_loss", weight, input, axis)
     labels, valid = _labels(target, ignore_index)
     loss = -_pick(input, labels, axis)
     row_weight = None if weight is None else take(weight, labels, axis=0)
@@ -141,6 +143,15 @@ def _class_axis(name: str, input: Tensor, target: Tensor) -> int:
     return axis
 
 
+def _class_weight(name: str, weight, input: Tensor, axis: int) -> Tensor | None:
+    if weight is None:
+        return None
+    weight = asarray(weight, dtype=input.dtype)
+    if weight.shape != input.shape[axis : axis + 1]:
+        raise ShapeError(f"{name}: expected a weight for each of {input.shape[axis]} classes, got {weight}")
+    return weight
+
+
 def _labels(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
     """Labels that can be looked up, and which rows count."""
     if ignore_index is None:
@@ -150,7 +161,7 @@ def _labels(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | 
 
 
 def _pick(x: Tensor, labels: Tensor, axis: int) -> Tensor:
-    column = labels.shape[:axis] + (1,) + labels.shape[axis:]
+    column = (*labels.shape[:axis], 1, *labels.shape[axis:])
     return reshape(take_along_axis(x, reshape(labels, column), axis=axis), labels.shape)
 
 

@@ -19,7 +19,7 @@ from ..array import asarray, broadcast_axes, full
 from ..nn.module import Module
 from ..state import Counter, Parameter, Slot, Stateful, Variable
 from ..tensor import Tensor
-from ..trace import require
+from ..trace import Trace, require
 from .clip import Clip
 from .schedules import Rate, Schedule
 
@@ -123,11 +123,12 @@ class Optimizer(Stateful):
             learned = [p for p in self.parameters if trace.values.get(p) in reached]
             if not learned:
                 raise TraceError("minimize: the loss depends on none of the optimizer's parameters")
-            self._update(dict(zip(learned, grad(loss, learned), strict=True)))
+            self._update(trace, dict(zip(learned, grad(loss, learned), strict=True)))
 
     def update(self, grads: Sequence[Tensor | None] | Mapping[Parameter, Tensor]) -> None:
         """One step with these gradients: in the order of `optimizer.parameters` (None: leave it), or by parameter."""
-        require("update is called").minimizing()
+        trace = require("update is called")
+        trace.minimizing()
         if not isinstance(grads, Mapping):
             if len(grads) != len(self.parameters):
                 raise ShapeError(f"update: expected {len(self.parameters)} gradients, got {len(grads)}")
@@ -136,9 +137,9 @@ class Optimizer(Stateful):
         for p, g in given.items():
             p.check(g)
         with loc_scope(current_loc()):
-            self._update(given)
+            self._update(trace, given)
 
-    def _update(self, grads: dict[Parameter, Tensor]) -> None:
+    def _update(self, trace: Trace, grads: dict[Parameter, Tensor]) -> None:
         if self.clip is not None:
             grads = dict(zip(grads, self.clip(list(grads.values())), strict=True))
         wide = f64 if any(p.dtype == f64 for p in grads) else f32
@@ -154,7 +155,8 @@ class Optimizer(Stateful):
                 g = -grads[p] if group.options.get("maximize") else grads[p]
                 old = {name: Tensor(slot.node) for name, slot in slots.items()}
                 new, kept = self.apply(Tensor(p.node), g, old, group.options, factors, at)
-                p.assign(new)
+                p.check(new)
+                trace.write(p, new.node, detached=True)
                 for name, value in kept.items():
                     slots[name].assign(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..array import sqrt, where
+from ..array import full_like, sqrt, where
 from .clip import Clip
 from .optimizer import Optimizer, Spread
 from .schedules import Rate, Schedule
@@ -48,7 +48,7 @@ class SGD(Optimizer):
 
     def factors(self, step, lr, options):
         undamped = 1 - options["dampening"]
-        return lr, 1.0 if undamped == 1 else where(step > 1, undamped, 1.0)
+        return lr, 1.0 if undamped == 1 else where(step > 1, full_like(step, undamped), 1.0)
 
     def apply(self, p, g, slots, options, factors, at: Spread):
         lr, undamped = factors
