@@ -16,84 +16,14 @@ lacks (fma on x86-64-v2, half precision there) are spelled out here, so no call 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
+from . import exact
 from .target import Target
+from .values import DOUBLE, FLOAT, HALF, I1, I8, I16, I32, I64, PTR, Type, Value, literal, ty
 
-_MANGLED = {"half": "f16", "float": "f32", "double": "f64", "ptr": "p0"}
-_BITS = {"half": 16, "float": 32, "double": 64, "ptr": 64}
-
-
-class Type:
-    """An LLVM type: an element (`i1` .. `i64`, `half`, `float`, `double`, `ptr`), `lanes` > 1 for a vector.
-
-    Made by `ty` only, which interns, so types compare by identity.
-    """
-
-    __slots__ = ("bits", "elem", "lanes", "mangled", "text")
-
-    def __init__(self, elem: str, lanes: int):
-        self.elem, self.lanes = elem, lanes
-        self.text = elem if lanes == 1 else f"<{lanes} x {elem}>"
-        self.mangled = ("" if lanes == 1 else f"v{lanes}") + _MANGLED.get(elem, elem)
-        self.bits = _BITS.get(elem) or int(elem[1:])
-
-    def __repr__(self) -> str:
-        return self.text
-
-    @property
-    def is_float(self) -> bool:
-        return self.elem in ("float", "double", "half")
-
-
-_type = cache(Type)
-
-
-def ty(elem: str, lanes: int = 1) -> Type:
-    """The type of `lanes` elements (1: a scalar)."""
-    return _type(elem, lanes)
-
-
-I1, I8, I16, I32, I64 = ty("i1"), ty("i8"), ty("i16"), ty("i32"), ty("i64")
-HALF, FLOAT, DOUBLE, PTR = ty("half"), ty("float"), ty("double"), ty("ptr")
-
-
-class Value:
-    """An operand: its text, its type, the scope where it exists, and its number if it is a constant splat."""
-
-    __slots__ = ("const", "depth", "ref", "ty")
-
-    def __init__(self, ref: str, type: Type, depth: int = 0, const: float | int | bool | None = None):
-        self.ref, self.ty, self.depth, self.const = ref, type, depth, const
-
-    def __repr__(self) -> str:
-        return f"{self.ty.text} {self.ref}"
-
-
-@cache
-def literal(elem: str, number: float | int | bool) -> str:
-    """A scalar constant as LLVM writes it, rounded to the type."""
-    if elem == "i1":
-        return "true" if number else "false"
-    if elem[0] == "i":
-        bits = int(elem[1:])
-        number = int(number) & ((1 << bits) - 1)
-        return str(number - (1 << bits) if number >> (bits - 1) else number)
-    if elem == "half":
-        return f"0xH{struct.unpack('<H', struct.pack('<e', number))[0]:04X}"
-    if elem == "float":
-        number = _to_f32(float(number))
-    return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
-
-
-def _to_f32(x: float) -> float:
-    try:
-        return struct.unpack("<f", struct.pack("<f", x))[0]
-    except OverflowError:  # rounds to infinity
-        return float("inf") if x > 0 else float("-inf")
+__all__ = ["DOUBLE", "FLOAT", "HALF", "I1", "I8", "I16", "I32", "I64", "PTR", "Builder", "Type", "Value", "ty"]
 
 
 class _Scope:
@@ -241,43 +171,7 @@ class Builder:
         a, b, c = self.together(a, b, c)
         if self.target.has_fma:
             return self.intrinsic("fma", a, b, c)
-        return self._fma_f32(a, b, c) if a.ty.elem == "float" else self._fma_f64(a, b, c)
-
-    def _two_sum(self, a: Value, b: Value) -> tuple[Value, Value]:
-        """a + b, rounded, and the rounding error (Knuth)."""
-        s = self.fadd(a, b)
-        t = self.fsub(s, a)
-        return s, self.fadd(self.fsub(a, self.fsub(s, t)), self.fsub(b, t))
-
-    def round_odd(self, x: Value, error: Value) -> Value:
-        """x, a rounded result whose exact value is x + error, rounded to odd, so that rounding again is safe."""
-        bits = f"i{x.ty.bits}"
-        n = self.bitcast(x, bits)
-        away = self.icmp("eq", self.fcmp("ogt", error, 0.0), self.fcmp("ogt", x, 0.0))
-        odd = self.add(n, self.select(away, self.like(n, 1), self.like(n, -1)))
-        even = self.icmp("eq", self.and_(n, 1), 0)
-        return self.bitcast(self.select(self.and_(self.fcmp("one", error, 0.0), even), odd, n), x.ty.elem)
-
-    def _fma_f32(self, a: Value, b: Value, c: Value) -> Value:
-        wide = [self.fpext(x, "double") for x in (a, b, c)]  # the product is exact in f64
-        return self.fptrunc(self.round_odd(*self._two_sum(self.fmul(wide[0], wide[1]), wide[2])), "float")
-
-    def _fma_f64(self, a: Value, b: Value, c: Value) -> Value:
-        """Boldo and Melquiond, Emulation of FMA and correctly rounded sums (2008): exact unless a partial product
-        over- or underflows, where it is the plain a * b + c."""
-        split = []
-        for x in (a, b):
-            big = self.fmul(x, 134217729.0)
-            high = self.fsub(big, self.fsub(big, x))
-            split += [high, self.fsub(x, high)]
-        ah, al, bh, bl = split
-        p = self.fmul(a, b)
-        e = self.fsub(self.fmul(ah, bh), p)
-        e = self.fadd(self.fmul(al, bl), self.fadd(self.fmul(al, bh), self.fadd(self.fmul(ah, bl), e)))
-        th, tl = self._two_sum(c, e)
-        vh, vl = self._two_sum(p, th)
-        exact = self.fadd(vh, self.round_odd(*self._two_sum(tl, vl)))
-        return self.select(self.fcmp("ord", exact, exact), exact, self.fadd(p, c))
+        return exact.fma_f32(self, a, b, c) if a.ty.elem == "float" else exact.fma_f64(self, a, b, c)
 
     def fmaximum(self, a, b) -> Value:
         """The larger; NaN if either is (one max and one blend on x86)."""

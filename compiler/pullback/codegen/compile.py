@@ -15,6 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from ..errors import BuildError
+from .cpu import CHECK_FAILED, ROW
 from .target import Target
 
 _lock = threading.Lock()
@@ -99,9 +100,6 @@ class Loaded:
     """
 
     def __init__(self, text: str, target: Target):
-        from .cpu import ROW
-
-        self._row = ROW
         self.failures: list[tuple[int, int]] = []
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self._failed = callback(lambda _, site, value: self.failures.append((site, value)))
@@ -110,7 +108,7 @@ class Loaded:
             machine = _machine(target, jit=True)
             module = _prepared(text, machine)
             self._engine = llvm.create_mcjit_compiler(module, machine)
-            if "declare void @pb_check_failed" in text:
+            if CHECK_FAILED in text:
                 address = ctypes.cast(self._failed, ctypes.c_void_p).value
                 self._engine.add_global_mapping(module.get_function("pb_check_failed"), address)
             self._engine.finalize_object()
@@ -125,10 +123,10 @@ class Loaded:
     def bind(self, symbol: str, arrays: Sequence[np.ndarray], blocks: int, scratch: int = 0) -> Callable[[], None]:
         """A call without arguments: all blocks of a kernel on these arrays (their memory, in parameter order)."""
         run = self.function(symbol)
-        rows = np.zeros((max(len(arrays), 1), self._row), np.int64)
+        rows = np.zeros((max(len(arrays), 1), ROW), np.int64)
         rows[:, 0] = np.arange(len(rows))
         bases = np.array([a.ctypes.data for a in arrays] or [0], np.int64)
-        loops = np.zeros(self._row - 2, np.int64)
+        loops = np.zeros(ROW - 2, np.int64)
         memory = np.zeros(scratch + 64, np.uint8)
         aligned = memory.ctypes.data + 63 & ~63
         alive = (rows, bases, loops, memory, list(arrays), self)

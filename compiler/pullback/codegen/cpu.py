@@ -22,7 +22,7 @@ SIGNATURE = "ptr %args, ptr %bases, ptr %loops, ptr %scratch, ptr %status, i64 %
 ROW = 2 + MAX_LOOPS
 """Words (i64) in one row of `args`: base, offset, strides."""
 
-CHECK_FAILED = "void @pb_check_failed(ptr, i64, i64)"
+CHECK_FAILED = "declare hidden void @pb_check_failed(ptr, i64, i64) cold"
 
 
 def scratch_layout(kernel: Kernel) -> tuple[dict[str, int], int]:
@@ -53,7 +53,7 @@ def emit_kernel(key: str, kernel: Kernel, target: Target) -> str:
 
 def declarations() -> str:
     """What kernels call and the module must define or declare (intrinsics need no declaration)."""
-    return f"declare {CHECK_FAILED}\n"
+    return CHECK_FAILED + "\n"
 
 
 def header(target: Target) -> str:

@@ -8,6 +8,7 @@ Transcendentals come from `math.py`.
 from __future__ import annotations
 
 from ..graph.types import DType, bf16, f16
+from . import exact
 from .builder import Builder, Value, ty
 
 _REGISTER = {"f64": "double", "f32": "float", "bf16": "float", "f16": "float", "bool": "i1"}
@@ -129,8 +130,7 @@ def cast(b: Builder, v: Value, source: DType, out: DType) -> Value:
         if source.kind == "f":
             if source.bits == 64:
                 if out.name == "f16":  # twice rounded is wrong; odd first is right
-                    s = b.fptrunc(v, "float")
-                    return rounded(b, b.round_odd(s, b.fptrunc(b.fsub(v, b.fpext(s, "double")), "float")), out)
+                    return rounded(b, exact.double_to_half(b, v), out)
                 v = b.fptrunc(v, "float")
             return b.fpext(v, "double") if out.bits == 64 else rounded(b, v, out)
         if source.kind == "b":

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..kernel.kernel import Affine, Loop, Stmt, Store, Tile, exprs, loads
+from .access import chunks
 from .builder import Builder, Value
 
 if TYPE_CHECKING:
@@ -72,25 +73,14 @@ def _transpose(em: Emitter, s: Store, u: Loop, v: Loop) -> None:
     saved = [(x.axis, em.env.get(x.axis), em.extents.get(x.axis)) for x in (u, v)]
     em.extents[u.axis], em.extents[v.axis] = u.extent, v.extent
     width = em.b.target.lanes(max(em.buffers[s.buffer].dtype.bits, 32))
-    for u0, nu in _chunks(u.extent, width):
-        for v0, nv in _chunks(v.extent, width):
+    for u0, nu in chunks(u.extent, width):
+        for v0, nv in chunks(v.extent, width):
             n = min(nu, nv)
             for ub in range(u0, u0 + nu, n):
                 for vb in range(v0, v0 + nv, n):
                     _square(em, s, u.axis, ub, v.axis, vb, n)
     for axis, value, extent in saved:
         em.env[axis], em.extents[axis] = value, extent
-
-
-def _chunks(extent: int, width: int) -> list[tuple[int, int]]:
-    """(start, lanes): whole vectors, then narrower ones."""
-    out, at = [], 0
-    while at < extent:
-        while width > extent - at:
-            width //= 2
-        out.append((at, width))
-        at += width
-    return out
 
 
 def _square(em: Emitter, s: Store, u: str, u0: int, v: str, v0: int, n: int) -> None:
