@@ -266,9 +266,9 @@ def normalise(kernel: Kernel, target: Target) -> tuple[Kernel, Contraction]:
         near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
         load = 1 if step <= 1 else 8 if near <= 1 else 2 * lanes
         scatter = any(stride(kernel, s, col) not in (0, 1) for s in outs) if col and n > 1 else False
-        return max(m * vectors, 4) + load * vectors + scatter * 2.0 * m * n / depth
+        return max(m * vectors, 4) + load * vectors + scatter * 4.0 * m * n / depth
 
-    swapped = price(i, j, a) < price(j, i, b)
+    swapped = price(i, j, a) < 0.9 * price(j, i, b)
     if swapped:
         i, j, rows, columns = j, i, columns, rows
     outer += [n for n in rows + columns if n not in (i, j)]
@@ -349,7 +349,15 @@ def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
 
     want = max(1, min(BLOCKS, 2 * m * n * k * outer // BLOCK_FLOPS)) / outer
     fit = max(8, target.l2 // 2 // (size * kc) // mr)  # row tiles of which `a` stays in the second-level cache
-    rb = ceil(tiles / fit) if panels > 1 else 1
-    cb = min(panels, max(1, ceil(want / rb)))
-    rb = min(tiles, max(rb, ceil(want / cb)))
+    least = ceil(tiles / fit) if panels > 1 else 1
+    cb = parts(panels, want / least)
+    if pack_b:  # cutting rows repeats the packing
+        want = min(want, max(4.0, cb))
+    rb = parts(tiles, max(least, want / cb))
     return Tiling(mr, nv, ceil(tiles / rb) * mr, ceil(panels / cb) * nr, kc, pack_a, pack_b, carry_k)
+
+
+def parts(total: int, want: float) -> int:
+    """Into how many parts to cut: about `want`, more where it comes out even."""
+    low = max(1, min(total, ceil(want)))
+    return min(range(low, min(total, 2 * low) + 1), key=lambda n: (total % n != 0, n))
