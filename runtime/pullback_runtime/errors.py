@@ -29,3 +29,7 @@ class NotFiniteError(RuntimeFailure, FloatingPointError):
 
 class StateError(RuntimeFailure, ValueError):
     """A state file that does not fit the program."""
+
+
+class DataError(RuntimeFailure, ValueError):
+    """A data file that cannot be read, or data that does not fit a function's inputs."""

@@ -228,10 +228,11 @@ def _function(f: dict) -> Function:
     for tree, arrays in ((f["inputs"], arguments), (f["outputs"], results)):
         if any(not 0 <= p < len(arrays) for p in tree_positions(tree)):
             raise ValueError(f"function {f['name']}: a tree refers to an array that does not exist")
+    dims = {_str(k): _size(v) for k, v in f["dims"].items()}
     prints = tuple(Print(_str(p["format"]), _sizes(p["results"])) for p in f["prints"])
     return Function(
-        _str(f["name"]), {_str(k): _size(v) for k, v in f["dims"].items()}, arguments, f["inputs"], results, f["outputs"],
-        f["training"], f["padded"], prints, _str(f["file"]), _size(f["line"]),
+        _str(f["name"]), dims, arguments, f["inputs"], results, f["outputs"], f["training"], f["padded"], prints,
+        _str(f["file"]), _size(f["line"]),
     )  # fmt: skip
 
 
@@ -241,8 +242,8 @@ def _array(a: dict) -> Array:
 
 def _state(s: dict) -> StateEntry:
     return StateEntry(
-        _str(s["name"]), _str(s["kind"]), _dtype(s["dtype"]), _sizes(s["shape"]), _size(s["offset"]), _sizes(s["strides"]),
-        tuple(map(_str, s["aliases"])),
+        _str(s["name"]), _str(s["kind"]), _dtype(s["dtype"]), _sizes(s["shape"]), _size(s["offset"]),
+        _sizes(s["strides"]), tuple(map(_str, s["aliases"])),
     )  # fmt: skip
 
 

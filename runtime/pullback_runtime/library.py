@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -50,17 +51,28 @@ class Sizes(ctypes.Structure):
 class CallBlock(ctypes.Structure):
     """`pb_call_block`"""
 
-    _fields_ = [("context", c_void_p), ("function", c_int64), ("arrays", c_void_p), ("status", c_void_p)]
+    _fields_ = [
+        ("context", c_void_p),
+        ("function", c_int64),
+        ("arrays", c_void_p),
+        ("status", c_void_p),
+        *((name, c_void_p) for name in ("tuple_item", "capsule_pointer", "save_thread", "restore_thread")),
+    ]
+
+    @classmethod
+    def of(cls, context: int, function: int, arrays: ctypes.Array, status: Status) -> CallBlock:
+        api = ctypes.pythonapi
+        functions = (api.PyTuple_GetItem, api.PyCapsule_GetPointer, api.PyEval_SaveThread, api.PyEval_RestoreThread)
+        addresses = (ctypes.cast(f, c_void_p).value for f in functions)
+        return cls(context, function, ctypes.addressof(arrays), ctypes.addressof(status), *addresses)
 
 
 def memory(nbytes: int) -> np.ndarray:
     """Zeroed, page-aligned, private memory, given back when the last array over it goes."""
     pages = mmap.mmap(-1, max(nbytes, 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them: only slower
             pages.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without them: only slower
     return np.frombuffer(pages, np.uint8)
 
 
@@ -75,7 +87,8 @@ class Library:
             raise ArtifactError(f"{path}: cannot be loaded ({e})") from None
         if abi != VERSION:
             raise ArtifactError(f"{path}: ABI version {abi}, but this runtime speaks version {VERSION}")
-        if self._function("pb_level", c_int64)() < 0:
+        self.level = self._function("pb_level", c_int64)
+        if self.level() < 0:
             have = self._function("pb_features", c_uint64)()
             least = manifest.levels[0]
             lacks = [f for f in least.features if not have >> FEATURES.index(f) & 1]
@@ -87,10 +100,12 @@ class Library:
         self.close = self._function("pb_close", None, c_void_p)
         self.init = self._function("pb_init", c_int64, c_void_p, c_uint64, c_void_p)
         self.run = self._function("pb_run", c_int64, c_void_p, c_int64, c_void_p, c_void_p)
-        self.call = self._function("pb_call", c_int64, c_void_p)
+        # It releases the interpreter lock itself, when it has the arrays.
+        locked = ctypes.PyDLL(self.lib._name)
+        self.call = self._function("pb_call_python", c_int64, c_void_p, ctypes.py_object, lib=locked)
 
-    def _function(self, name: str, result, *arguments):
-        f = getattr(self.lib, name)
+    def _function(self, name: str, result, *arguments, lib: ctypes.CDLL | None = None):
+        f = getattr(lib or self.lib, name)
         f.restype, f.argtypes = result, arguments
         return f
 

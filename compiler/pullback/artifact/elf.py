@@ -78,7 +78,9 @@ def link(
 
 
 class _Linker:
-    def __init__(self, objects: Sequence[bytes], exports: Sequence[str], data: Sequence[Data], imports: Collection[str]):
+    def __init__(
+        self, objects: Sequence[bytes], exports: Sequence[str], data: Sequence[Data], imports: Collection[str]
+    ):
         self.sections: list[Section] = []
         self.symbols: list[Symbol] = []
         self.globals: dict[str, Symbol] = {}
@@ -402,9 +404,9 @@ class _Linker:
         add(".shstrtab", 3, 0, 0, append(name_table), len(name_table))
         start = append(b"".join(headers))
         ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-        out[:64] = ident + struct.pack(
-            "<HHIQQQIHHHHHH", 3, X86_64, 1, 0, 64, start, 0, 64, 56, self.segment_count, 64, len(headers), len(headers) - 1
-        )
+        count = len(headers)
+        fields = (3, X86_64, 1, 0, 64, start, 0, 64, 56, self.segment_count, 64, count, count - 1)
+        out[:64] = ident + struct.pack("<HHIQQQIHHHHHH", *fields)
 
     def _symbol_table(self) -> tuple[bytes, bytes, int]:
         """`.symtab`, its strings, and the number of local symbols."""

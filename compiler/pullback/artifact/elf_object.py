@@ -76,7 +76,7 @@ def read_object(blob: bytes, machine: int) -> tuple[list[Section], list[Symbol]]
     sections: dict[int, Section] = {}
     for i, h in enumerate(headers):
         name, type, flags = text(names, h[0]), h[1], h[2]
-        if type == GROUP_TYPE or flags & GROUP or flags & TLS or type == REL:
+        if type in (GROUP_TYPE, REL) or flags & (GROUP | TLS):
             raise ValueError(f"section {name} is of a kind that this linker does not know")
         if type in KEPT and name != ".note.GNU-stack" and (h[5] or name == ".text"):
             # As `ld` has it, unwind tables are plain data.

@@ -16,7 +16,15 @@ from ..graph.types import TensorType
 from ..kernel.plan import MAX_LOOPS, FunctionPlan, Launch, Plan, Repeat, Step
 
 NUMPY_KIND = {
-    "f64": "f", "f32": "f", "f16": "f", "i64": "i", "i32": "i", "i8": "i", "u32": "u", "u8": "u", "bool": "b",
+    "f64": "f",
+    "f32": "f",
+    "f16": "f",
+    "i64": "i",
+    "i32": "i",
+    "i8": "i",
+    "u32": "u",
+    "u8": "u",
+    "bool": "b",
     "bf16": "u",
 }
 """numpy's kind by element type; the runtime passes bf16 as 16-bit integers, for numpy has no kind for it."""

@@ -64,14 +64,15 @@ def artifact_bytes(
     ]
     rows, pointers = b"", []
     for i, (t, table) in enumerate(zip(targets, tables, strict=True)):
-        names, kernels = f".{t.isa}", [(8 * k, kernel_symbol(key, t.isa)) for k, key in enumerate(table.kernels)]
-        data.append(Data(f".pullback.tables{names}", f"pb_tables{names}", table.data))
+        tables_name, kernels_name = f"pb_tables.{t.isa}", f"pb_kernels.{t.isa}"
+        addresses = tuple((8 * k, kernel_symbol(key, t.isa)) for k, key in enumerate(table.kernels))
+        data.append(Data(f".pullback.tables.{t.isa}", tables_name, table.data))
         data.append(
-            Data(f".pullback.kernels{names}", f"pb_kernels{names}", bytes(8 * len(kernels) or 8), pointers=tuple(kernels))
+            Data(f".pullback.kernels.{t.isa}", kernels_name, bytes(8 * len(addresses) or 8), pointers=addresses)
         )
         rows += struct.pack("<4q", feature_mask(required_features(t)), 0, 0, 0)
-        pointers.append((i * Level.SIZE + Level.TABLES, f"pb_tables{names}"))
-        pointers.append((i * Level.SIZE + Level.KERNELS, f"pb_kernels{names}"))
+        pointers.append((i * Level.SIZE + Level.TABLES, tables_name))
+        pointers.append((i * Level.SIZE + Level.KERNELS, kernels_name))
     data.append(Data(".pullback.levels", "pb_levels", rows, pointers=tuple(pointers)))
     return link([*kernel_objects, native_object], EXPORTS, data)
 

@@ -36,6 +36,7 @@ from .target import Target
 @cache
 def native_module(triple: str = "x86_64-unknown-linux-gnu") -> str:
     """The LLVM IR text of the native module for one machine."""
+    llvm.initialize_native_asmparser()  # cpuid is inline assembly, on which LLVM aborts without a parser
     functions = [
         *native_system.functions(),
         check_failed(),
@@ -122,9 +123,9 @@ def advance() -> Function:
         row = position.load("ptr")
         op = (row + Row.OP).load()
         with f.when(op == Op.LAUNCH):
-            with f.when((control + Control.COMMITTED).load() == 0):
-                with f.when(f.call("i1", "interrupted", control)):
-                    f.ret(f.null())
+            early = (control + Control.COMMITTED).load() == 0
+            with f.when(early), f.when(f.call("i1", "interrupted", control)):
+                f.ret(f.null())
             count = control + Control.COUNT
             count.store(count.load() + 1)
             position.store(row + Row.SIZE, "ptr")
@@ -238,9 +239,8 @@ def work() -> Function:
                 with f.when((control + Control.DONE).fetch_add(share, "acq_rel") + share == blocks):
                     f.call("void", "proceed", control, worker)
             f.again()
-        with f.when(caller):
-            with f.when(word == field(control, Control.END)):
-                f.ret()
+        with f.when(caller), f.when(word == field(control, Control.END)):
+            f.ret()
         with f.when((control + Control.QUIT).load("i32", "acquire") != 0), f.when(worker != 0):
             f.ret()
         with f.when(f.call("i1", "changes", control, number)):
@@ -277,5 +277,4 @@ def run_serial() -> Function:
 @cache
 def native_object() -> bytes:
     """The native module's object code.  It runs on every x86-64 processor: it is what finds out which one it is."""
-    llvm.initialize_native_asmparser()  # for cpuid: without it LLVM aborts on inline assembly
     return compile_module(native_module(), Target("x86-64", "base", "x86_64-unknown-linux-gnu", "x86-64"))

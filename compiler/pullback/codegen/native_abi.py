@@ -22,8 +22,8 @@ from .native_layout import (
 )
 
 EXPORTS = (
-    "pb_abi", "pb_manifest", "pb_features", "pb_level", "pb_sizes", "pb_open", "pb_init", "pb_run", "pb_call", "pb_state",
-    "pb_close",
+    "pb_abi", "pb_manifest", "pb_features", "pb_level", "pb_sizes", "pb_open", "pb_init", "pb_run", "pb_call",
+    "pb_call_python", "pb_state", "pb_close",
 )  # fmt: skip
 """The functions that an artifact exports."""
 
@@ -62,8 +62,8 @@ INPUT_FLAGS, OUTPUT_FLAGS = 0x301, 0x701
 
 def functions() -> list[Function]:
     return [
-        abi(), manifest(), level_of(), sizes(), take_pool(), start_workers(), stop_workers(), stop_all(), open_context(),
-        execute(), run(), matches(), call(), initialise(), state(), close(),
+        abi(), manifest(), level_of(), sizes(), take_pool(), start_workers(), stop_workers(), stop_all(),
+        open_context(), execute(), run(), matches(), call(), call_python(), initialise(), state(), close(),
     ]  # fmt: skip
 
 
@@ -111,15 +111,14 @@ def _threads(f: Function, wanted: Value) -> Value:
     with f.when(wanted == 0):
         mask, count = f.space(128), f.variable("i64", 0)
         nbytes = f.syscall(system.SCHED_GETAFFINITY, 0, 128, mask)
-        with f.when(f.operand(0, "i64").signed_less(nbytes)):
-            with f.count_to(0, nbytes >> 3) as i:
-                bits = f.variable("i64", (mask + (i << 3)).load())
-                with f.forever():
-                    word = bits.get()
-                    with f.when(word == 0):
-                        f.stop()
-                    bits.set(word & (word - 1))
-                    count.set(count.get() + 1)
+        with f.when(f.operand(0, "i64").signed_less(nbytes)), f.count_to(0, nbytes >> 3) as i:
+            bits = f.variable("i64", (mask + (i << 3)).load())
+            with f.forever():
+                word = bits.get()
+                with f.when(word == 0):
+                    f.stop()
+                bits.set(word & (word - 1))
+                count.set(count.get() + 1)
         out.set(count.get())
     n = out.get()
     return f.select(n == 0, 1, f.minimum(n, f.operand(MAX_WORKERS, "i64")))
@@ -335,9 +334,8 @@ def matches() -> Function:
     same = same & (((array + FLAGS).load("i32") & f["flags"]) == f["flags"])
     with f.when(same):
         actual, expected = (array + SHAPE).load("ptr"), f["tables"] + (type + Entry.SHAPE).load()
-        with f.count_to(0, dimensions) as i:
-            with f.when((actual + (i << 3)).load() != (expected + (i << 3)).load()):
-                f.ret(0)
+        with f.count_to(0, dimensions) as i, f.when((actual + (i << 3)).load() != (expected + (i << 3)).load()):
+            f.ret(0)
         state = (f["context"] + Context.STATE).load()
         nbytes = (f["tables"] + Header.STATE).load()
         f.ret(((array + DATA).load() - state) >= nbytes)
@@ -362,6 +360,34 @@ def call() -> Function:
             f.ret(Status.ARGUMENT)
         (bases + ((i + 3) << 3)).store((array + DATA).load("ptr"), "ptr")
     _finish(f, control, context, entry, bases, status)
+    return f
+
+
+def call_python() -> Function:
+    """`pb_call` on a tuple of `__array_struct__` capsules, with the interpreter lock released while the step runs.
+
+    CPython's functions come in the block, so an artifact does not depend on Python.
+    """
+    f = Function("i64", "pb_call_python", "ptr block, ptr capsules", linkage="")
+    block, capsules = f["block"], f["capsules"]
+    context, arrays = (block + Block.CONTEXT).load("ptr"), (block + Block.ARRAYS).load("ptr")
+    with f.when((context + Context.MAGIC).load() != MAGIC):
+        f.ret(Status.NO_CONTEXT)
+    tables = (context + Context.TABLES).load("ptr")
+    entry = tables + (tables + Header.FUNCTION_ROWS).load() + (block + Block.FUNCTION).load() * Entry.SIZE
+    item, pointer = (block + Block.TUPLE_ITEM).load("ptr"), (block + Block.CAPSULE_POINTER).load("ptr")
+    with f.count_to(0, (entry + Entry.ARRAYS).load()) as i:
+        capsule = f.call("ptr", item, capsules, i)
+        with f.when(capsule == f.null()):
+            f.ret(Status.ARGUMENT)
+        array = f.call("ptr", pointer, capsule, f.null())
+        with f.when(array == f.null()):
+            f.ret(Status.ARGUMENT)
+        (arrays + (i << 3)).store(array, "ptr")
+    thread = f.call("ptr", (block + Block.SAVE_THREAD).load("ptr"))
+    code = f.call("i64", "pb_call", block)
+    f.call("void", (block + Block.RESTORE_THREAD).load("ptr"), thread)
+    f.ret(code)
     return f
 
 

@@ -94,10 +94,10 @@ class Sizes:
 
 
 class Block:
-    """`pb_call_block`: arguments of `pb_call`."""
+    """`pb_call_block`: arguments of `pb_call`; the last four, of CPython's API, are for `pb_call_python` only."""
 
-    CONTEXT, FUNCTION, ARRAYS, STATUS = range(0, 32, 8)
-    SIZE = 32
+    CONTEXT, FUNCTION, ARRAYS, STATUS, TUPLE_ITEM, CAPSULE_POINTER, SAVE_THREAD, RESTORE_THREAD = range(0, 64, 8)
+    SIZE = 64
 
 
 class Pool:

@@ -1,0 +1,88 @@
+"""What callers pass -> the arrays that compiled code reads: any array library, lists, scalars; safe conversions."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from .errors import ArgumentError
+
+_NUMPY = {
+    "f64": np.float64, "f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32, "i8": np.int8,
+    "u32": np.uint32, "u8": np.uint8, "bool": np.bool_,
+}  # fmt: skip
+_KINDS = {"f": "floating point", "i": "integer", "u": "unsigned integer", "b": "bool", "c": "complex"}
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """numpy's type of an element type.  bf16 needs the package ml_dtypes."""
+    if name == "bf16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError("bf16 arrays need the package ml_dtypes: pip install ml_dtypes") from None
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(_NUMPY[name])
+
+
+def as_array(value, name: str, where: str) -> np.ndarray:
+    """`value` as a numpy array, without a copy if it is one or speaks DLPack (torch, jax, ...)."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
+        # Read-only memory, other devices and types that numpy lacks are refused by some exporters.
+        with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
+            return np.from_dlpack(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ArgumentError(f"{where}: input {name!r}: expected an array, got {type(value).__name__} ({e})") from None
+    if array.dtype == object:
+        raise ArgumentError(f"{where}: input {name!r}: expected an array, got {type(value).__name__}")
+    return array
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def convert(array: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
+    """`array` with exactly the element type `dtype`, C-contiguous, aligned, in native byte order.
+
+    Floats become other floats, integers other integers if every value fits, integers and bools become floats.
+    Everything else is refused: it would lose what the caller meant.
+    """
+    target = numpy_dtype(dtype)
+    if array.dtype != target:
+        kind = "f" if is_bfloat16(array.dtype) else array.dtype.kind
+        wanted = "f" if dtype == "bf16" else target.kind
+        if kind in "iu" and wanted in "iu":
+            _check_range(array, target, name, where)
+        elif not ((kind in "fiub" and wanted == "f") or (kind == "b" and wanted in "iu")):
+            raise ArgumentError(
+                f"{where}: input {name!r}: expected {dtype}, got {array.dtype} "
+                f"({_KINDS.get(kind, 'other')} data is not converted to {_KINDS[wanted]})"
+            )
+        with np.errstate(over="ignore"):
+            array = array.astype(target)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = array.copy(order="C")
+    return array
+
+
+def _check_range(array: np.ndarray, target: np.dtype, name: str, where: str) -> None:
+    info = np.iinfo(target)
+    if array.size == 0 or (np.iinfo(array.dtype).min >= info.min and np.iinfo(array.dtype).max <= info.max):
+        return
+    low, high = int(array.min()), int(array.max())
+    if low < info.min or high > info.max:
+        wrong = low if low < info.min else high
+        raise ArgumentError(
+            f"{where}: input {name!r}: value {wrong} does not fit into {target} ({info.min} to {info.max})"
+        )
+
+
+def raw(array: np.ndarray) -> np.ndarray:
+    """The array as compiled code is given it: bf16 as 16-bit integers, for numpy has no kind of its own for it."""
+    return array.view(np.uint16) if is_bfloat16(array.dtype) else array

@@ -1,0 +1,252 @@
+"""Calling a compiled function: inputs matched and checked, the step run, results rebuilt.
+
+Arrays that are exactly right take the fast path (`fastcall.py`); everything else goes the general way, which
+converts, or explains what is wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from ctypes import c_void_p
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import library
+from .arrays import as_array, convert, numpy_dtype, raw
+from .errors import ArgumentError, ArgumentShapeError, CheckError, NotFiniteError, RuntimeFailure
+from .fastcall import has_fast_path, make_fast_path
+from .format import Function as Entry
+
+if TYPE_CHECKING:
+    from .program import Program
+
+LONG_STEP = 0.005
+"""Steps that take longer (in seconds) can be interrupted in the middle; shorter ones end first."""
+
+
+_MISSING = object()
+
+
+class Function:
+    """A callable of an artifact: one or several bindings (compiled shapes) of one name."""
+
+    def __init__(self, program: Program, name: str, entries: Sequence[tuple[int, Entry]]):
+        self.name, self.bindings = name, [Binding(program, i, e) for i, e in entries]
+        self._paths: dict[Binding, Callable] = {}
+        self._fast = self._path(self.bindings[0])
+        first = entries[0][1]
+        self.__name__ = self.__qualname__ = name
+        self.__doc__ = f"Compiled from {first.file}:{first.line}.  Compiled for " + "; ".join(
+            b.signature() for b in self.bindings
+        )
+
+    def __call__(self, *args, **kwargs):
+        return self._fast(*args, **kwargs)
+
+    def _path(self, binding: Binding) -> Callable:
+        """The fast path of a binding; the general way if it has none."""
+        if binding not in self._paths:
+            fast = has_fast_path(binding)
+            self._paths[binding] = make_fast_path(binding, _MISSING, self._general) if fast else self._any
+        return self._paths[binding]
+
+    def _any(self, *args, **kwargs):
+        return self._general(args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<compiled function {self.name}: {'; '.join(b.signature() for b in self.bindings)}>"
+
+    # ---- the general way -------------------------------------------------------------------------------
+    def _general(self, args: tuple, kwargs: dict):
+        entry = self.bindings[0].entry
+        values = self._flatten(args, kwargs, entry)
+        arrays = [as_array(v, a.name, self.name) for v, a in zip(values, entry.arguments, strict=True)]
+        binding, cut = self._choose(arrays)
+        entry = binding.entry
+        converted = [convert(x, a.dtype, a.name, self.name) for x, a in zip(arrays, entry.arguments, strict=True)]
+        if cut is not None:
+            converted = [_pad(x, a.shape) for x, a in zip(converted, entry.arguments, strict=True)]
+        converted = [x.copy() if binding.overlaps_state(x) else x for x in converted]
+        if cut is None:
+            self._fast = self._path(binding)
+        return binding.run(converted, cut)
+
+    def _flatten(self, args: tuple, kwargs: dict, entry: Entry) -> list:
+        """The leaves of the inputs in the order of the arguments."""
+        tree = entry.inputs["dict"] if entry.inputs else {}
+        names = list(tree)
+        if len(args) > len(names):
+            raise ArgumentError(f"{self.name} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in tree:
+                raise ArgumentError(f"{self.name} has no input {name!r}; its inputs are {', '.join(names) or 'none'}")
+            if name in given:
+                raise ArgumentError(f"{self.name} got input {name!r} twice")
+            given[name] = value
+        missing = [n for n in names if n not in given]
+        if missing:
+            text = ", ".join(f"{n!r} ({self._describe(tree[n], entry)})" for n in missing)
+            raise ArgumentError(f"{self.name}: missing input {text}")
+        leaves: list = [None] * len(entry.arguments)
+        for name in names:
+            self._leaves(tree[name], given[name], name, leaves)
+        return leaves
+
+    def _describe(self, tree, entry: Entry) -> str:
+        if isinstance(tree, int):
+            return str(entry.arguments[tree])
+        if tree is None:
+            return "None"
+        ((kind, items),) = tree.items()
+        return f"a {kind} of {len(items)}"
+
+    def _leaves(self, tree, value, name: str, leaves: list) -> None:
+        if isinstance(tree, int):
+            leaves[tree] = value
+            return
+        if tree is None:
+            if value is not None:
+                raise ArgumentError(f"{self.name}: input {name!r}: expected None, got {type(value).__name__}")
+            return
+        ((kind, items),) = tree.items()
+        if kind == "dict":
+            if not isinstance(value, dict) or value.keys() != items.keys():
+                got = f"keys {sorted(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+                raise ArgumentError(f"{self.name}: input {name!r}: expected keys {sorted(items)}, got {got}")
+            for k, sub in items.items():
+                self._leaves(sub, value[k], f"{name}.{k}", leaves)
+            return
+        if not isinstance(value, list | tuple) or len(value) != len(items):
+            got = f"{len(value)} elements" if isinstance(value, list | tuple) else type(value).__name__
+            raise ArgumentError(f"{self.name}: input {name!r}: expected a {kind} of {len(items)}, got {got}")
+        for i, sub in enumerate(items):
+            self._leaves(sub, value[i], f"{name}.{i}", leaves)
+
+    def _choose(self, arrays: list[np.ndarray]) -> tuple[Binding, tuple[str, int] | None]:
+        """The binding with these shapes; else the one that a smaller batch can be padded for, and to what size."""
+        shapes = [x.shape for x in arrays]
+        for b in self.bindings:
+            if shapes == b.shapes:
+                return b, None
+        fits = [(b.entry.dims[b.entry.padded], b, n) for b in self.bindings if (n := b.partial(shapes)) is not None]
+        if fits:
+            _, b, n = min(fits, key=lambda f: f[0])
+            return b, (b.entry.padded, n)
+        raise ArgumentShapeError(self._wrong_shape(shapes))
+
+    def _wrong_shape(self, shapes: list[tuple[int, ...]]) -> str:
+        if len(self.bindings) == 1:
+            a, s = next((a, s) for a, s in zip(self.bindings[0].entry.arguments, shapes, strict=True) if a.shape != s)
+            return f"{self.name}: input {a.name!r}: expected shape {_shape(a.shape)}, got {_shape(s)}"
+        names = [a.name for a in self.bindings[0].entry.arguments]
+        got = ", ".join(f"{n} {_shape(s)}" for n, s in zip(names, shapes, strict=True))
+        return f"{self.name}: not compiled for {got}; compiled for " + "; ".join(b.signature() for b in self.bindings)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _pad(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Repeat the last row of a smaller batch, so that padding is data like any other (no index out of range)."""
+    if x.shape == shape:
+        return x
+    widths = [(0, n - m) for m, n in zip(x.shape, shape, strict=True)]
+    return np.ascontiguousarray(np.pad(x, widths, mode="edge"))
+
+
+class Binding:
+    """One compiled entry point and its argument block, which is filled in anew for every call."""
+
+    def __init__(self, program: Program, number: int, entry: Entry):
+        self.program, self.number, self.entry = program, number, entry
+        self.shapes = [a.shape for a in entry.arguments]
+        self.arrays = (c_void_p * max(len(entry.arguments) + len(entry.results), 1))()
+        self.status = library.Status()
+        self.block = library.CallBlock.of(program.context.address, number, self.arrays, self.status)
+        self.address = ctypes.addressof(self.block)
+        self.quick = False
+        """Known to be so short that nobody needs to interrupt it in the middle."""
+        self.build = _builder(entry.outputs)
+
+    def signature(self) -> str:
+        return f"{self.entry.name}({', '.join(f'{a.name}: {a}' for a in self.entry.arguments)})"
+
+    def partial(self, shapes: list[tuple[int, ...]]) -> int | None:
+        """The size of a smaller batch along the padded dimension, or None if these shapes are none."""
+        if self.entry.padded is None:
+            return None
+        full, sizes = self.entry.dims[self.entry.padded], set()
+        for a, s in zip(self.entry.arguments, shapes, strict=True):
+            if len(s) != len(a.shape) or any(n != m and i > 0 for i, (n, m) in enumerate(zip(s, a.shape, strict=True))):
+                return None
+            if s and a.shape[0] == full:
+                sizes.add(s[0])
+            elif s != a.shape:
+                return None
+        size = sizes.pop() if len(sizes) == 1 else 0
+        return size if 0 < size < full else None
+
+    def overlaps_state(self, x: np.ndarray) -> bool:
+        return np.may_share_memory(x, self.program.context.state)
+
+    def run(self, inputs: list[np.ndarray], cut: tuple[str, int] | None = None) -> object:
+        """Run the step on arrays of exactly the right types and shapes; `cut` says what part of a batch is real."""
+        results = [np.empty(a.shape, numpy_dtype(a.dtype)) for a in self.entry.results]
+        capsules = tuple(raw(x).__array_struct__ for x in (*inputs, *results))
+        with self.program.lock:
+            code = self.watched(capsules)
+            if code and self.failed(code):
+                raise ArgumentError(f"{self.entry.name}: an input does not match {self.signature()}")
+        if cut is not None:
+            full = self.entry.dims[cut[0]]
+            results = [x[: cut[1]].copy() if x.ndim and x.shape[0] == full else x for x in results]
+        for p in self.entry.prints:
+            print(p.format.format(*(results[k] for k in p.results)))
+        return self.build(results)
+
+    def watched(self, capsules: tuple) -> int:
+        """A step that a signal can interrupt.  If the signal's handler does not raise, the step is run again."""
+        start = time.perf_counter()
+        while True:
+            with self.program.flag.watch():
+                code = self.program.call(self.address, capsules)
+            if code != library.STOPPED:
+                break
+        self.quick = time.perf_counter() - start < LONG_STEP
+        return code
+
+    def failed(self, code: int) -> bool:
+        """True if native code refused an array; everything else that can go wrong is raised."""
+        if code == library.ARGUMENT:
+            return True
+        if code != library.CHECK:
+            names = {library.INJECTED: "stopped by a test", **library.ERRORS}
+            what = names.get(code, f"error {code}")
+            raise RuntimeFailure(f"{self.entry.name}: {what}; the state is as it was before")
+        s = self.status
+        call = self.program.level.call(self.number, s.launch, s.call)
+        site = call.sites[s.site] if s.site < len(call.sites) else call.label
+        place = f"{self.entry.name}: {call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
+        if site.startswith("nan:"):
+            raise NotFiniteError(f"{place}: {site[4:].strip()} is not finite; the state is as it was before")
+        raise CheckError(f"{place}: {site}: {s.value} is out of range; the state is as it was before")
+
+
+def _builder(tree) -> Callable[[list], object]:
+    """A function from the list of results to the structure that the script's function returned."""
+    if tree is None:
+        return lambda results: None
+    if isinstance(tree, int):
+        return lambda results: results[tree]
+    ((kind, items),) = tree.items()
+    if kind == "dict":
+        parts = {k: _builder(v) for k, v in items.items()}
+        return lambda results: {k: b(results) for k, b in parts.items()}
+    many = [_builder(v) for v in items]
+    make = tuple if kind == "tuple" else list
+    return lambda results: make([b(results) for b in many])

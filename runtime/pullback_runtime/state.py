@@ -1,0 +1,123 @@
+"""The state of a program: named arrays over one piece of memory, and safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .arrays import convert, numpy_dtype
+from .errors import ArgumentError, StateError
+from .files import write_atomically
+from .format import Manifest, StateEntry
+
+WEIGHTS = ("parameter", "buffer")
+"""The kinds of state that other libraries' state dicts hold."""
+
+
+class State(Mapping[str, np.ndarray]):
+    """Name -> the array itself, not a copy: writing to it changes what the next step computes.
+
+    A tied weight appears under each of its names; iteration gives each state once, by its first name.
+    """
+
+    def __init__(self, manifest: Manifest, memory: np.ndarray):
+        self._manifest, self._memory = manifest, memory
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self.entry(name)
+        dtype = numpy_dtype(entry.dtype)
+        strides = tuple(s * dtype.itemsize for s in entry.strides)
+        return np.ndarray(entry.shape, dtype, self._memory, entry.offset, strides)
+
+    def __setitem__(self, name: str, value) -> None:
+        """Set a state from an array or number of its shape: `state["lr"] = 3e-4`."""
+        entry = self.entry(name)
+        array = np.asarray(value)
+        if array.shape != entry.shape:
+            raise StateError(f"state {name!r}: expected shape {list(entry.shape)}, got {list(array.shape)}")
+        try:
+            self[name][...] = convert(array, entry.dtype, name, "state")
+        except ArgumentError as e:
+            raise StateError(str(e)) from None
+
+    def entry(self, name: str) -> StateEntry:
+        """Kind, type and place of a state."""
+        entry = self._manifest.state_names.get(name)
+        if entry is None:
+            raise KeyError(f"no state {name!r}; there are {', '.join(self) or 'none'}")
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        return (s.name for s in self._manifest.state)
+
+    def __len__(self) -> int:
+        return len(self._manifest.state)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._manifest.state_names
+
+    def __repr__(self) -> str:
+        return f"<state: {', '.join(f'{s.name} {s.dtype}{list(s.shape)}' for s in self._manifest.state)}>"
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("saving and loading state needs the package safetensors: pip install safetensors") from None
+    return safetensors
+
+
+def save_state(state: State, path: Path, kinds: Sequence[str] | None) -> None:
+    safetensors = _safetensors()
+    arrays = {n: np.ascontiguousarray(a) for n, a in state.items() if kinds is None or state.entry(n).kind in kinds}
+    write_atomically(path, safetensors.numpy.save(arrays, metadata={"format": "pt"}), durable=True)
+
+
+def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]:
+    """Everything is read and checked before the first byte of state changes."""
+    safetensors = _safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(f"no state file {path}")
+    try:
+        found = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as e:
+        raise StateError(f"{path}: not a readable safetensors file ({e})") from None
+    wanted: dict[str, np.ndarray] = {}
+    unknown, problems = [], []
+    for key, array in found.items():
+        name = prefix + key
+        if name not in state:
+            unknown.append(key)
+            continue
+        entry = state.entry(name)
+        if array.shape != entry.shape:
+            problems.append(f"{key}: expected shape {list(entry.shape)}, got {list(array.shape)}")
+            continue
+        try:
+            array = convert(array, entry.dtype, key, "state")
+        except ArgumentError as e:
+            problems.append(str(e))
+            continue
+        other = wanted.setdefault(entry.name, array)
+        if other is not array and not np.array_equal(other, array):
+            problems.append(f"{key}: the file holds another value for {entry.name}, which is the same weight")
+    if strict:
+        problems += [f"{k}: the program has no state {prefix + k!r}" for k in unknown]
+        problems += [f"{n}: not in the file" for n in _required(state, wanted, prefix) if n not in wanted]
+    if not wanted and not problems:
+        problems.append("none of the file's names is a state of the program")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise StateError(f"{path} does not fit the program: " + "; ".join(problems[:8]) + more)
+    for name, array in wanted.items():
+        state[name][...] = array
+    return list(wanted)
+
+
+def _required(state: State, found: dict[str, np.ndarray], prefix: str) -> list[str]:
+    """Weights under the prefix; and if the file holds anything else (it is a checkpoint), all the rest too."""
+    everything = any(state.entry(n).kind not in WEIGHTS for n in found)
+    return [n for n in state if n.startswith(prefix) and (everything or state.entry(n).kind in WEIGHTS)]
