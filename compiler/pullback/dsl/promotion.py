@@ -134,7 +134,7 @@ def dtype_of(spec: DType | str | type | np.dtype) -> DType:
         return spec
     if isinstance(spec, str) and spec in DTYPES:
         return DTYPES[spec]
-    if spec in (float, int, bool):
+    if spec is float or spec is int or spec is bool:
         return {float: f32, int: i32, bool: bool_}[spec]
     try:
         numpy = np.dtype(spec)

@@ -235,10 +235,13 @@ class CopySign(Scalar):
 
 
 @register
-class NextAfter(Flat):
+class NextAfter(Scalar):
     """The next number after a towards b."""
 
     name = "nextafter"
+
+    def partials(self, out, a, b):
+        return 1.0, None
 
 
 # ---- powers, exponentials, logarithms ----------------------------------------------------------------------
