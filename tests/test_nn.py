@@ -1,5 +1,6 @@
 """Layers, activations, losses and initialisers against PyTorch: values and gradients, in f64."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from interpreter import Interpreter, interpret, run
 
 import pullback as pb
-from pullback import nn
+from pullback import nn, optim
 from pullback.dsl.trace import trace_functions
 from pullback.errors import DTypeError, ShapeError, TraceError
 
@@ -326,6 +327,44 @@ def test_dropout_has_the_masks_gradient_and_is_frozen_by_eval():
 
     np.testing.assert_array_equal(run(evaluates_inside, x, training=True), x)
     assert drop.training  # eval() inside of a function ends with it
+
+
+def test_own_layers_see_the_mode():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return nn.dropout(x, 1.0) if self.training else x + 1
+
+    layer, x = Noisy(), np.ones(3, np.float32)
+    np.testing.assert_array_equal(run(layer, x, training=True), 0)
+    np.testing.assert_array_equal(run(layer, x, training=False), 2)
+    np.testing.assert_array_equal(run(Noisy().eval(), x, training=True), 2)
+    np.testing.assert_array_equal(run(lambda x: nn.dropout(x, 1.0), x, training=False), 1)
+
+
+def test_a_deep_copy_is_another_state_with_the_same_start():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Embedding(4, 3, padding_idx=0))
+    target = copy.deepcopy(model)
+    state = init_of(target=target, model=model)
+    assert len(state) == 1 + 6
+    for name in model.state_dict():
+        np.testing.assert_array_equal(state[f"target.{name}"], state[f"model.{name}"])
+
+
+@pytest.mark.parametrize("dtype", [pb.bf16, pb.f16])
+def test_layers_of_small_floats(dtype):
+    model = nn.Sequential(nn.Linear(4, 8, dtype=dtype), nn.LayerNorm(8, dtype=dtype), nn.GELU("tanh"))
+    optimizer = optim.SGD(model, lr=0.1)
+
+    @pb.function(dtype[5, 4], pb.i32[5])
+    def step(x, t):
+        y = model(x)
+        assert y.dtype == dtype
+        optimizer.minimize(nn.cross_entropy(pb.sigmoid(y), t))
+        return y
+
+    program = interpret(step)
+    for _ in range(3):
+        assert np.isfinite(program("step", A, LABELS)).all()
 
 
 def init_of(**modules):

@@ -11,6 +11,7 @@ import pullback as pb
 from pullback import nn, optim
 from pullback.dsl.trace import parse_dims, trace_functions, trace_script
 from pullback.errors import BuildError, DTypeError, ShapeError, TraceError
+from pullback.graph.program import Print
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -120,6 +121,8 @@ def test_dimensions_are_bound_by_name_and_per_function():
         trace_functions([train, predict], dims={"batch": 8, "time": 2, "predict.time": 2})
     with pytest.raises(BuildError, match="dimension 'batch' of train is -1"):
         trace_functions([train, predict], dims={"batch": -1, "time": 2})
+    with pytest.raises(BuildError, match="dimension 'batch' of train is None"):
+        trace_functions([train, predict], dims={"batch": (), "time": 2})
 
 
 def test_dims_of_the_command_line():
@@ -261,7 +264,7 @@ def test_debug_print_adds_hidden_results():
 
     program = interpret(f)
     built = program.function("f")
-    assert built.prints == (("x {} sum {:.2f}", (1, 2)), ("{}", (3,)))
+    assert built.prints == (Print("x {} sum {:.2f}", (1, 2)), Print("{}", (3,)))
     assert built.outputs == {"y": 0} and len(built.graph.outputs) == 4
     with pytest.raises(TraceError, match="2 fields but 1 values"):
         interpret(wrong)
@@ -319,7 +322,7 @@ def test_state_outside_of_functions_is_an_error():
         layer(pb.ones((2,)))
     with pytest.raises(TraceError, match="is assigned outside of a function"):
         layer.weight.assign(pb.ones((2, 2)))
-    with pytest.raises(TraceError, match="Dropout is called outside of a function"):
+    with pytest.raises(TraceError, match="random numbers are drawn outside of a function"):
         nn.Dropout()(pb.ones(3))
     with pytest.raises(TraceError, match=r"hyper f32.* is read outside of a function"):
         pb.hyper("lr", 0.1) * 2

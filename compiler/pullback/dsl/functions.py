@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import BuildError, TraceError
 from ..graph.graph import Loc, current_loc, make
-from ..graph.program import Argument, Function
+from ..graph.program import Argument, Function, Print
 from ..graph.types import Dim, Spec, TensorType
 from ..ops.leaf import Input
 from .array import asarray
@@ -82,9 +82,14 @@ class ScriptFunction:
         if trace is not None:
             with trace.mode(self.training):
                 return self.fn(*args, **kwargs)
-        from .. import driver
+        return self._compiled(*args, **kwargs)
 
-        return driver.jit(self)(*args, **kwargs)
+    @cached_property
+    def _compiled(self):
+        """What runs it on arrays: built for each shape that comes."""
+        from ..driver import jit
+
+        return jit(self)
 
     def trace(self, scope: Scope, dims: dict[str, int]) -> tuple[Function, set[Variable]]:
         """The graph for one binding of the dimensions, and the variables it reads or writes."""
@@ -106,7 +111,7 @@ class ScriptFunction:
             graph, reads, writes = trace.finish(tuple(nodes), results)
         prints, at = [], len(results) - len(hidden)
         for text, tensors in trace.prints:
-            prints.append((text, tuple(range(at, at + len(tensors)))))
+            prints.append(Print(text, tuple(range(at, at + len(tensors)))))
             at += len(tensors)
         names = scope.names
         built = Function(
@@ -164,8 +169,8 @@ def bindings(
             if size is None:
                 raise BuildError(f"dimension {d!r} of {f.name} ({f.loc}) is not bound: pass --dim {d}=SIZE; {listed}")
             size = [size] if isinstance(size, int | np.integer) else list(size)
-            for n in size:
-                if not isinstance(n, int | np.integer) or n < 0 or not size:
+            for n in size or [None]:
+                if not isinstance(n, int | np.integer) or n < 0:
                     raise BuildError(f"dimension {d!r} of {f.name} is {n!r}: expected a size")
             sizes.append(dict.fromkeys(int(n) for n in size))
         for choice in product(*sizes):

@@ -50,6 +50,7 @@ class Variable(Tensor):
     """One state.  `kind` as in `graph.program.State`."""
 
     kind = "parameter"
+    copy_of: Variable | None = None
 
     def __init__(self, type: TensorType, init: Init, loc: Loc | None = None):
         self.type = type
@@ -96,6 +97,13 @@ class Variable(Tensor):
             raise ShapeError(f"{self._describe()} cannot take a value of shape {list(value.shape)}")
         if value.dtype != self.dtype:
             raise DTypeError(f"{self._describe()} cannot take a value of dtype {value.dtype}: convert it with astype")
+
+    def __deepcopy__(self, memo: dict) -> Variable:
+        """Another state that starts with the same values (target networks, moving averages)."""
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__, copy_of=self if self.copy_of is None else self.copy_of)
+        memo[id(self)] = copy
+        return copy
 
     def _describe(self) -> str:
         trace = active()

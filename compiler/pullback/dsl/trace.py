@@ -23,6 +23,7 @@ from ..ops.leaf import Input
 if TYPE_CHECKING:
     from ..graph.program import Function, Program
     from .functions import ScriptFunction
+    from .nn.module import Module
     from .state import Scope, Variable
     from .tensor import Tensor
 
@@ -62,7 +63,7 @@ class Trace:
         self._randoms = 0
         self._undecided: Loc | None = None  # a layer that behaves differently in training, without a stated mode
         self._minimizes: Loc | None = None
-        self._restore: list[tuple[object, bool]] = []  # modules whose mode was set inside, with the mode before
+        self._restore: list[tuple[Module, bool]] = []  # modules whose mode was set inside, with the mode before
 
     def read(self, variable: Variable) -> Node:
         node = self.values.get(variable)
@@ -114,12 +115,12 @@ class Trace:
 
     # training mode
 
-    def trains(self, module) -> bool:
-        """Whether a layer behaves as in training here: the function's mode, unless `module.eval()` froze it."""
+    def trains(self) -> bool:
+        """Whether layers behave as in training here: the function's mode."""
         if self.training is None:
             self._undecided = self._undecided or current_loc()
             self._check_mode()
-        return bool(self.training) and module.training
+        return bool(self.training)
 
     def minimizing(self) -> None:
         self._minimizes = self._minimizes or current_loc()
@@ -142,9 +143,9 @@ class Trace:
         finally:
             self.training = before
 
-    def remember_mode(self, module, training: bool) -> None:
+    def remember_mode(self, module: Module, trains: bool) -> None:
         """`module.train()` / `eval()` inside a function ends with it."""
-        self._restore.append((module, training))
+        self._restore.append((module, trains))
 
     def next_stream(self) -> int:
         """The stream of the next random op: equal names and positions give equal numbers in every build."""
@@ -158,8 +159,8 @@ class Trace:
             yield self
         finally:
             _active.reset(token)
-            for module, training in reversed(self._restore):
-                module.training = training
+            for module, trains in reversed(self._restore):
+                module.training = trains
 
     def finish(self, arguments: tuple[Node, ...], results: list[Node]) -> tuple[Graph, list[Variable], list[Variable]]:
         """The pure graph, the variables it reads and those it writes (call inside of `running`)."""
@@ -234,7 +235,8 @@ def _init(scope: Scope, states: list[Variable]) -> Function:
         seed = Tensor(trace.read(scope.seed))
         for v in states:
             with loc_scope(v.loc):
-                v.assign(v.init(Draw(seed, scope.names[v], v.type)))
+                name = scope.names.get(v.copy_of, scope.names[v])
+                v.assign(v.init(Draw(seed, name, v.type)))
         graph = Graph("init", (seed.node,), tuple(trace.values[v] for v in states))
     return Function("init", graph, (), (SEED,), tuple(scope.names[v] for v in states), {}, None)
 

@@ -41,6 +41,14 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Print:
+    """A `debug_print`: a format string (`str.format`) and the positions of its values in the results."""
+
+    format: str
+    results: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Function:
     """A compiled entry point for one binding of its dimensions.
 
@@ -60,8 +68,8 @@ class Function:
     loc: Loc = NOWHERE
     padded: str | None = None
     """The named dimension along which a smaller last batch may be padded and cut, if the function allows it."""
-    prints: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """`debug_print`: format strings and the positions of their values, hidden results after the function's own."""
+    prints: tuple[Print, ...] = ()
+    """What to show after each call; the values are hidden results after the function's own."""
 
 
 @dataclass(frozen=True)

@@ -134,10 +134,15 @@ class LayerNorm(Module):
         return f"{self.normalized_shape}, eps={self.eps}"
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zero with probability p, the rest divided by 1 - p; another mask at each step."""
+def dropout(input: Tensor, p: float = 0.5, training: bool | None = None) -> Tensor:
+    """Zero with probability p, the rest divided by 1 - p; another mask at each step.
+
+    training None: in functions with training=True.
+    """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p is {p}, expected a probability")
+    if training is None:
+        training = require("dropout is called").trains()
     if not training or p == 0:
         return input
     if p == 1:
@@ -154,7 +159,7 @@ class Dropout(Module):
         self.p = p
 
     def __call__(self, input: Tensor) -> Tensor:
-        return dropout(input, self.p, require("Dropout is called").trains(self))
+        return dropout(input, self.p, self.training)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

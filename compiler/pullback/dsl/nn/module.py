@@ -18,7 +18,7 @@ class Module(Stateful):
     tensor to an attribute that holds a variable, inside a function, writes the variable.
     """
 
-    training: bool = True
+    _trains = True  # False after eval()
 
     def __call__(self, *args, **kwargs):
         forward = getattr(self, "forward", None)
@@ -121,13 +121,23 @@ class Module(Stateful):
 
     # mode
 
+    @property
+    def training(self) -> bool:
+        """Whether layers behave as in training: in a function its mode, unless `eval()` froze this module."""
+        trace = active()
+        return self._trains and (trace is None or trace.trains())
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        trace = active()
+        if trace is not None:
+            trace.remember_mode(self, self._trains)
+        object.__setattr__(self, "_trains", bool(mode))
+
     def train(self, mode: bool = True) -> Module:
         """Layers below follow the mode of the function that they run in (`mode=False`: they never train)."""
-        trace = active()
         for m in self.modules():
-            if trace is not None:
-                trace.remember_mode(m, m.training)
-            object.__setattr__(m, "training", mode)
+            m.training = mode
         return self
 
     def eval(self) -> Module:
