@@ -17,11 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv, script_args = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = _parser().parse_args(argv)
-    from pullback_runtime.errors import RuntimeError_
+    from pullback_runtime.errors import RuntimeFailure
 
     try:
         return args.run(args, script_args)
-    except (PullbackError, RuntimeError_) as e:
+    except (PullbackError, RuntimeFailure) as e:
         print(f"pullback: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -37,6 +37,7 @@ from .kernel.plan import Plan
 from .lower.groups import Region
 from .lower.plan import Kernels, make_plan
 from .lower.regions import Lowering
+from .lower.watch import watch
 from .schedule import schedule
 
 
@@ -77,7 +78,8 @@ class Build:
         program = self.optimized
         with self._stage("lower"):
             lowering = Lowering(self.options.fusion)
-            return {i: lowering.region(f.graph, len(f.writes)) for i, f in enumerate(program.functions)}
+            regions = {i: lowering.region(f.graph, len(f.writes)) for i, f in enumerate(program.functions)}
+            return {i: watch(r) for i, r in regions.items()} if self.options.watch_nan else regions
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
