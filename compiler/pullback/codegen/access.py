@@ -227,9 +227,7 @@ class Access:
 
     def _default(self, type: Type, other, dtype) -> Value:
         """What inactive lanes load, as in memory."""
-        if other is None:
-            return self.b.poison(type)
-        return scalar.to_memory(self.b, scalar.constant(self.b, other, dtype, type.lanes), dtype)
+        return scalar.to_memory(self.b, scalar.constant(self.b, other or 0, dtype, type.lanes), dtype)
 
     def _or_other(self, v: Value, condition, mask, other, dtype) -> Value:
         if other is None:

@@ -60,21 +60,12 @@ def _prepared(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
         module = llvm.parse_assembly(text)
         module.verify()
     except RuntimeError as e:
-        raise BuildError(f"LLVM refuses the module: {_where(str(e), text)}") from e
+        raise BuildError(f"LLVM refuses the module: {e}") from e
     passes = llvm.create_new_module_pass_manager()
     passes.add_sroa_pass()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=0))
     passes.run(module, builder)
     return module
-
-
-def _where(message: str, text: str) -> str:
-    """A message with the line of the text that it speaks of."""
-    at = re.search(r":(\d+):\d+: error", message)
-    if at is None:
-        return message
-    lines = text.splitlines()
-    return f"{message}\n  in line {at[1]}: {lines[int(at[1]) - 1].strip()}"
 
 
 def compile_module(text: str, target: Target) -> bytes:

@@ -1,0 +1,138 @@
+"""Every scalar function on every dtype: compiled vectors = compiled scalars = the kernel evaluator, on hard numbers."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import kernels_by_hand as by_hand
+import numpy as np
+import pytest
+from test_emit import HERE, run_all
+
+from pullback.codegen.target import cpu_target
+from pullback.graph.types import DTYPES, DType, bf16, bool_, f16, f32, f64, i32, i64, u8, u32
+from pullback.kernel.evaluate import evaluate
+from pullback.kernel.kernel import Apply, Kernel
+from pullback.kernel.scalars import SCALARS
+
+MATH = """exp expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf pow
+atan2""".split()  # noqa: SIM905
+TYPES = [d for d in DTYPES.values() if d not in (bf16, f16)]
+N = 67
+
+
+def hard(dtype: DType, seed: int) -> np.ndarray:
+    """Numbers of a type with its extremes, in an order of its own."""
+    r = np.random.default_rng(seed)
+    if dtype.kind == "b":
+        return r.random(N) < 0.5
+    if dtype.kind == "f":
+        x = r.standard_normal(N) * 10.0 ** r.integers(-3, 4, N)
+        x[:14] = [0, -0.0, 1, -1, 0.5, -0.5, 2.5, 1.5, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3]
+        with np.errstate(over="ignore"):
+            return r.permutation(dtype.round(x))
+    info = np.iinfo(dtype.numpy)
+    x = r.integers(-9, 10, N) if info.min else r.integers(0, 19, N)
+    x[:4] = [info.min, info.max, info.max // 3, info.min // 2]
+    return r.permutation(x).astype(dtype.numpy)
+
+
+def arguments(fn: str, dtype: DType) -> list[DType]:
+    arity = SCALARS[fn].arity
+    return [bool_, dtype, dtype] if fn == "select" else [dtype] * arity
+
+
+def both(level: str, name: str, dtypes: list[DType], out: DType, value) -> list[Kernel]:
+    """As vectors of the level's width with a masked tail, and one by one."""
+    width = cpu_target(level).lanes()
+    return [by_hand.map1(name, N, value, dtypes, out, width, rows=1), by_hand.scalar_map(name, N, value, dtypes, out)]
+
+
+def compare(kernels: list[Kernel], level: str, exact=lambda name: True) -> None:
+    inputs = [{p.name: hard(p.dtype, 7 * i + 1) for i, p in enumerate(k.params) if p.name != "y"} for k in kernels]
+    for x, k in zip(inputs, kernels):
+        if k.name == "pow" and k.params[0].dtype.is_integer:
+            x["x1"] = np.abs(x["x1"] % 5).astype(x["x1"].dtype)  # numpy refuses negative powers of integers
+    got = [r["y"] for r in run_all(kernels, inputs, level)]
+    for vector, plain, k, x in zip(got[::2], got[1::2], kernels[::2], inputs[::2]):
+        what = f"{k.name} {k.params[0].dtype} -> {k.params[-1].dtype} on {level}"
+        np.testing.assert_array_equal(vector.view(f"V{vector.itemsize}"), plain.view(f"V{plain.itemsize}"), what)
+        if exact(k.name):
+            np.testing.assert_array_equal(vector, evaluate(k, x)["y"], what)
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_every_function_on_every_type(level):
+    kernels = []
+    for fn, s in SCALARS.items():
+        for d in TYPES:
+            if fn in ("cast", "bitcast") or d.kind not in s.kinds or (fn == "mulhi" and d != u32):
+                continue
+            out = bool_ if s.result == "bool" else d
+            kernels += both(level, fn, arguments(fn, d), out, lambda *a, fn=fn, out=out: Apply(fn, a, out))
+    compare(kernels, level, exact=lambda name: name not in (*MATH, "remainder"))
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_casts(level):
+    kernels = []
+    for a in DTYPES.values():
+        for z in DTYPES.values():
+            kernels += both(level, "cast", [a], z, lambda x, z=z: Apply("cast", (x,), z))
+    for a, z in [(f32, i32), (i32, f32), (f32, u32), (f64, i64), (i64, f64), (u8, DTYPES["i8"]), (i32, u32)]:
+        kernels += both(level, "bitcast", [a], z, lambda x, z=z: Apply("bitcast", (x,), z))
+    compare(kernels, level)
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("dtype", [f32, f64])
+def test_fma_rounds_once(level, dtype):
+    """Where the processor has none too: against rational arithmetic, on sums that cancel and on ties."""
+    r = np.random.default_rng(5)
+    digits = 24 if dtype == f32 else 53
+    a, b = (r.integers(1 << digits - 1, 1 << digits, N) / 2.0**digits for _ in range(2))
+    c = np.where(np.arange(N) % 2, -a * b, r.standard_normal(N) * 2.0 ** r.integers(-digits, digits, N))
+    a[:8], b[:8], c[:8] = 1 + 2.0 ** -(digits - 1), 1 - 2.0 ** -(digits - 1), 2.0 ** -np.arange(20, 28)
+    half = 2.0**-digits  # 1 + half is a tie, and the rest of c decides it
+    a[8:12], b[8:12] = [half] * 4, [1 + 2 * half] * 4
+    c[8:12] = [1, -1, 2, -2]
+    given = [dtype.round(x) for x in (a, b, c)]
+    kernels = both(level, "fma", [dtype] * 3, dtype, lambda *x: Apply("fma", x, dtype))
+    arrays = {f"x{i}": x for i, x in enumerate(given)}
+    want = []
+    for x, y, z in zip(*given):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        want.append(nearest(exact, digits))
+    for got in run_all(kernels, [arrays, arrays], level):
+        np.testing.assert_array_equal(got["y"], np.array(want, dtype.numpy))
+
+
+def nearest(x: Fraction, digits: int) -> float:
+    """To nearest even, in `digits` bits (no subnormals here)."""
+    if x == 0:
+        return 0.0
+    scale = digits - 1 - (abs(x.numerator).bit_length() - x.denominator.bit_length())
+    while abs(x) * Fraction(2) ** scale >= 1 << digits:
+        scale -= 1
+    while abs(x) * Fraction(2) ** scale < 1 << digits - 1:
+        scale += 1
+    return math.ldexp(round(x * Fraction(2) ** scale), -scale)  # Python rounds halves to even
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("dtype", [f32, f64])
+def test_float_division_with_floor(level, dtype):
+    kernels = []
+    for fn in ("remainder", "floordiv"):
+        kernels += both(level, fn, [dtype, dtype], dtype, lambda *x, fn=fn: Apply(fn, x, dtype))
+    r = np.random.default_rng(2)
+    x, y = (dtype.round(r.standard_normal(N) * 10.0 ** r.integers(-2, 3, N)) for _ in range(2))
+    x[:12] = [7, -7, 7, -7, 6, -6, 0, -0.0, np.inf, np.nan, 5, -5]
+    y[:12] = [3, 3, -3, -3, 3, 3, 2, 2, 2, 2, np.inf, np.inf]
+    results = run_all(kernels, [{"x0": x, "x1": y}] * 4, level)
+    with np.errstate(all="ignore"):
+        for got in results[:2]:
+            np.testing.assert_array_equal(got["y"], np.remainder(x, y))
+        for got in results[2:]:
+            np.testing.assert_array_equal(got["y"], np.floor(x / y))
