@@ -1,11 +1,12 @@
 """Tracing model scripts into programs: state, dimensions, structure of arguments and results, errors."""
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from interpreter import interpret, run
+from interpreter import Interpreter, interpret, run
 
 import pullback as pb
 from pullback import nn, optim
@@ -13,6 +14,7 @@ from pullback.dsl.trace import parse_dims, trace_functions, trace_script
 from pullback.errors import BuildError, DTypeError, ShapeError, TraceError
 from pullback.graph.program import Print
 
+RNG = np.random.default_rng(0)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -241,7 +243,8 @@ def test_modules_in_lists_dicts_and_cycles_have_names():
 
     root = Node()
     root.child = Node(root)
-    models = {"net": [root]}
+    models = {"net": [root], "data": [[0.0] * 100] * 100}
+    models["self"] = models
 
     @pb.function()
     def f():
@@ -421,6 +424,32 @@ def test_writes_check_shape_and_dtype():
         one(lambda x: b.assign(x), pb.f64[2])
 
 
+def test_decorator_without_parentheses():
+    w = nn.Parameter(2.0)
+
+    @pb.function
+    def double():
+        return 2 * w
+
+    assert interpret(double)("double") == 4
+
+
 def test_bare_arrays_and_parameters_as_results():
     w = nn.Parameter([1.0, 2.0])
     np.testing.assert_array_equal(run(lambda x: w, np.zeros(1, np.float32)), [1, 2])
+
+
+def test_the_manual_is_one_script_that_traces(tmp_path):
+    text = (EXAMPLES.parent / "docs" / "dsl.md").read_text()
+    path = tmp_path / "manual.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    program = trace_script(path, dims=parse_dims(["batch=64", "predict.batch=1,64"]))
+    assert [f.name for f in program.functions] == [
+        *("train", "predict", "predict", "scale", "penalty", "adapted", "regress", "init")
+    ]
+    assert [f.padded for f in program.functions if f.name == "predict"] == [None, "batch"]
+    assert {"lr", "rng.step", "counted.calls", "groups.momentum_buffer.small.bias"} <= set(program.states)
+    evaluated = Interpreter(program)
+    result = evaluated("adapted", RNG.standard_normal((8, 3)), RNG.standard_normal((8, 1)))
+    assert list(result) == ["weight", "bias"]
+    assert evaluated("scale", np.ones(2))[1] == 1

@@ -32,6 +32,8 @@ def function(*specs, training: bool | None = None, name: str | None = None):
     name: what the program calls it; by default the Python function's name.
     """
     loc = current_loc()
+    if len(specs) == 1 and inspect.isfunction(specs[0]):  # @pb.function without parentheses
+        return ScriptFunction(specs[0], (), training, name or specs[0].__name__, loc)
     return lambda fn: ScriptFunction(fn, specs, training, name or fn.__name__, loc)
 
 

@@ -224,16 +224,22 @@ def name_states(namespace: dict[str, object]) -> Scope:
     return scope
 
 
-def _owners(name: str, value) -> Iterator[tuple[str, Stateful | Variable]]:
+def _owners(name: str, value, within: tuple = ()) -> Iterator[tuple[str, Stateful | Variable]]:
+    """What a variable of the script holds, directly or in lists, tuples and dicts (lists of data are passed over)."""
     if isinstance(value, Stateful | Variable):
         yield name, value
-    elif isinstance(value, list | tuple):
-        for i, x in enumerate(value):
-            yield from _owners(f"{name}.{i}", x)
+        return
+    if isinstance(value, list | tuple):
+        items = enumerate(value)
     elif type(value) is dict and not name.startswith("__"):
-        for k, x in value.items():
-            if isinstance(k, str):
-                yield from _owners(f"{name}.{k}", x)
+        items = value.items()
+    else:
+        return
+    first = next(iter(value.values() if type(value) is dict else value), None)
+    if first is None or isinstance(first, str | bytes | int | float) or any(value is v for v in within):
+        return
+    for k, x in items:
+        yield from _owners(f"{name}.{k}", x, (*within, value))
 
 
 def _enter(scope: Scope, root: str, name: str, variable: Variable) -> None:
