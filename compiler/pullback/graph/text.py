@@ -80,6 +80,8 @@ def _value_text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"({','.join([_value_text(v) for v in value])})"
+    if callable(value):  # a custom derivative: only shown, `settle` takes it out
+        return f"<{value.__qualname__}>"
     return json.dumps(value) if isinstance(value, str) else str(value)
 
 

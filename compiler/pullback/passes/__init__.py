@@ -20,16 +20,32 @@ from .checkpoint import checkpoint
 from .cse import cse
 from .dce import dce
 from .fold import fold
+from .settle import settle
 from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 T = TypeVar("T", Graph, Program)
 
-PASSES: tuple[Pass, ...] = (cse, simplify, cse, dce)
-"""In order.  cse goes first too: rules that must not duplicate work count readers."""
+PASSES: tuple[Pass, ...] = (settle, cse, simplify, cse, dce)
+"""In order.  cse goes before simplify too: rules that must not duplicate work count readers."""
 
+WHOLE: frozenset[Pass] = frozenset({settle})
+"""Passes that go into regions themselves, from the outside in."""
 
-__all__ = ["PASSES", "Pass", "PassError", "apply", "checkpoint", "cse", "dce", "fold", "map_regions", "run", "simplify"]
+__all__ = [
+    "PASSES",
+    "Pass",
+    "PassError",
+    "apply",
+    "checkpoint",
+    "cse",
+    "dce",
+    "fold",
+    "map_regions",
+    "run",
+    "settle",
+    "simplify",
+]
 
 
 class PassError(PullbackError):
@@ -75,6 +91,8 @@ def _apply(p: Pass, what: Graph | Program) -> Graph | Program:
 
 def apply(p: Pass, graph: Graph) -> Graph:
     """One pass on a graph: first inside the regions of its nodes, then on the graph itself."""
+    if p in WHOLE:
+        return p(graph)
     return p(map_regions(graph, lambda body: apply(p, body)))
 
 

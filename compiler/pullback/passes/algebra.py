@@ -14,7 +14,7 @@ from ..graph.graph import Node
 from ..graph.types import DType
 from ..ops import elementwise as E
 from ..ops.leaf import Fill
-from .rules import Builder, Rule, fill_value
+from .rules import Builder, Rule, fill_value, same_but_ones
 
 ADD, SUB, MUL, DIV, NEG, NOT = E.Add(), E.Sub(), E.Mul(), E.Div(), E.Neg(), E.Not()
 
@@ -255,21 +255,29 @@ def stop_gradient(b: Builder, n: Node) -> Node | None:
     return n.inputs[0]
 
 
-# ---- broadcasts ------------------------------------------------------------------------------------------
-def hoist_broadcast(b: Builder, n: Node) -> Node | None:
-    """f(broadcast x, broadcast y, constant) = broadcast f(x, y, constant): the work is done once per element of x."""
+# ---- movement after work ---------------------------------------------------------------------------------
+def work_first(b: Builder, n: Node) -> Node | None:
+    """f(broadcast x, broadcast y, constant) = broadcast f(x, y, constant): the work is done once per element of x.
+
+    Likewise for a reshape that only adds axes of size 1 (keepdims), so that it can meet its inverse.
+    """
     over: Node | None = None
     for x in n.inputs:
-        if x.op.name == "broadcast":
+        if x.op.name in ("broadcast", "reshape"):
             if over is None:
                 over = x
             elif x.op != over.op or x.inputs[0].type.shape != over.inputs[0].type.shape:
                 return None
         elif x.op.name != "fill":
             return None
-    if over is None or over.inputs[0].type.size >= n.type.size:
+    if over is None:
         return None
     shape = over.inputs[0].type.shape
+    if over.op.name == "broadcast":
+        if over.inputs[0].type.size >= n.type.size:
+            return None
+    elif len(shape) >= n.type.ndim or not same_but_ones(shape, n.type.shape):
+        return None
     inputs = [b.fill_node(x.op.value, x.type.dtype, shape) if x.op.name == "fill" else x.inputs[0] for x in n.inputs]
     return b.make(over.op, b.make(n.op, *inputs))
 
@@ -294,4 +302,4 @@ RULES: dict[str, Rule] = {
     "cast": cast,
     "stop_gradient": stop_gradient,
 }
-"""op name -> its rule; `hoist_broadcast` is for all element-wise ops besides."""
+"""op name -> its rule; `work_first` is for all element-wise ops besides."""

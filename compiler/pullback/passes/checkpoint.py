@@ -36,6 +36,9 @@ Cost = Callable[[Node], float]
 BYTES_PER_OPERATION = 0.2
 """How many bytes of memory traffic cost as much as one vectorised operation on one element."""
 
+LATE = 1.05
+"""Of two equal choices, a gradient node is computed where it is read."""
+
 KEPT = frozenset({"random", "gather", "gather_along"})
 """Pointwise ops that are not computed again: dear, or with checks of their own."""
 
@@ -122,7 +125,7 @@ def _early(graph: Graph, depth: dict[Node, int]) -> set[Node]:
             latest[x] = min(latest.get(x, before), before)
     early: set[Node] = set()
     for n in graph.nodes:
-        slack = latest.get(n, 0) > depth[n] and not all([isinstance(x.op, Leaf) for x in n.inputs])
+        slack = not n.tag and latest.get(n, 0) > depth[n] and not all([isinstance(x.op, Leaf) for x in n.inputs])
         if isinstance(n.op, Leaf) or ((slack or not n.loc.gradient) and all([x in early for x in n.inputs])):
             early.add(n)
     return early
@@ -138,8 +141,8 @@ def _computed_again(wanted: Iterable[Node], price: Cost, work: Cost) -> set[Node
         v = stack.pop()
         if v not in prices:
             prices[v], works[v] = (0.0, 0.0) if isinstance(v.op, Leaf) else (price(v), work(v))
-            if v.loc.gradient and not isinf(works[v]):
-                works[v] = 0.0  # computed late instead of early, not twice
+            if v.loc.gradient and not isinf(works[v]):  # computed late instead of early, not twice
+                prices[v], works[v] = prices[v] * LATE, 0.0
             if prices[v] > 0 and not isinf(works[v]):
                 stack += v.inputs
     network = nx.Graph()

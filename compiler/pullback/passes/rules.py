@@ -15,12 +15,18 @@ from ..ops.op import Op
 from .fold import folded
 
 Rule = Callable[["Builder", Node], Node | None]
+Shape = tuple[int, ...]
 
 
 def fill_value(node: Node) -> float | int | bool | None:
     """The value that stands everywhere in `node`, if it is a `Fill`."""
     op = node.op
     return op.value if type(op) is Fill else None
+
+
+def same_but_ones(a: Shape, b: Shape) -> bool:
+    """Whether two shapes differ by axes of size 1 alone."""
+    return a == b or [n for n in a if n != 1] == [n for n in b if n != 1]
 
 
 def simplified(graph: Graph, rules: Mapping[str, tuple[Rule, ...]]) -> Graph:

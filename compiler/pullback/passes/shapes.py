@@ -16,14 +16,7 @@ from ..ops.contract import Contract
 from ..ops.elementwise import Mul, Neg
 from ..ops.leaf import Iota, checked_scalar, scalar_key
 from ..ops.movement import Broadcast, Flip, Pad, Permute, Reshape, Slice
-from .rules import Builder, Rule, fill_value
-
-Shape = tuple[int, ...]
-
-
-def same_but_ones(a: Shape, b: Shape) -> bool:
-    """Whether two shapes differ by axes of size 1 alone."""
-    return a == b or [n for n in a if n != 1] == [n for n in b if n != 1]
+from .rules import Builder, Rule, Shape, fill_value, same_but_ones
 
 
 def reshaped(b: Builder, x: Node, shape: Shape) -> Node:

@@ -26,7 +26,7 @@ def rules() -> dict[str, tuple[Rule, ...]]:
     return {
         name: (
             *((own[name],) if name in own else ()),
-            *((algebra.hoist_broadcast,) if issubclass(cls, Elementwise) else ()),
+            *((algebra.work_first,) if issubclass(cls, Elementwise) else ()),
         )
         for name, cls in OPS.items()
     }
