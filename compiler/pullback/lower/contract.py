@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def accumulate(w: Writer, node: Node, index: tuple[Affine, ...]) -> list[Stmt]:
     """acc = 0; for k in order: acc = fma(a, b, acc).  Integers multiply and add."""
-    op, (a, b) = node.op, node.inputs
+    op = node.op
     at = dict(zip(op.out, index, strict=True))
-    extents = dict(zip(op.lhs, a.shape, strict=True))
+    extents = dict(zip(op.lhs, node.inputs[0].shape, strict=True))
     dtype = node.dtype.compute
     acc = w.local("acc", (), dtype)
     here = Load(acc.name, (), dtype)

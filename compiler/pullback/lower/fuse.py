@@ -1,18 +1,47 @@
-"""Which nodes become one kernel.  Graph in, groups in an order of execution out."""
+"""Which nodes become one kernel.  Graph in, groups in an order of execution out.
+
+One sweep in topological order grows groups.  A reduction, a contraction or a pointwise value that must be in memory
+(an operand, an output) *anchors* a group; a pointwise node that depends on a group's values, row by row (`align.py`),
+is carried by that group and computed in it if anybody in it needs it; a pointwise node of values in memory belongs to
+nobody and is computed again wherever it is needed.  Reductions join the group that carries their input, or one that
+reads the same tensor for the same rows.
+
+Legal: no path leaves a group and comes back, and every access to a group's values stays in its row.  Each group knows
+the groups that it depends on, transitively (a bit set); a node may join if nothing that it reads depends on the group.
+What a group's values are needed for elsewhere decides at the end what it stores (`stores.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 
+import networkx as nx
+
+from ..errors import VerifyError
 from ..graph.graph import Graph, Node
 from ..ops.contract import Contract
+from ..ops.indexing import Gather, GatherAlong
 from ..ops.leaf import Constant, Input, Item
-from ..ops.movement import Reshape
-from ..ops.op import Reduction
+from ..ops.movement import Broadcast, Flip, Permute, Reshape, Slice
+from ..ops.op import Pointwise, Reduction
+from ..ops.random import Random
 from ..ops.scan import Scan
-from .groups import Group
-from .nests import NESTS
-from .rows import form, reduced_extents
+from .align import Dims, factors, follow, gatherable
+from .groups import Cone, Group
+from .nests import DEAR, NESTS
+from .stores import Grown, choose
+from .summation import form, reduced_extents
+
+ROWS = 16
+"""Groups of fewer rows than this take in no more work than one row is worth: they would lose parallelism."""
+SMALL = 16384
+"""Elements that one block may as well do alone."""
+DEPTH = 48
+"""Pointwise nodes above each other before a value goes to memory."""
+MANY = 64
+"""How far to look for the tensors that a reduction reads."""
 
 
 @dataclass(eq=False)
@@ -22,10 +51,12 @@ class Fusion:
     groups: list[Group] = field(default_factory=list)
     memory: set[Node] = field(default_factory=set)
     views: dict[Node, Node] = field(default_factory=dict)
+    cones: dict[Group, Cone] = field(default_factory=dict)
 
 
 def form_groups(graph: Graph, fusion: bool, writes: int = 0) -> Fusion:
-    return separate(graph)
+    result = _Sweep(graph, writes).run() if fusion else separate(graph)
+    return ordered(result)
 
 
 def separate(graph: Graph) -> Fusion:
@@ -67,3 +98,436 @@ def single(node: Node) -> list[Group]:
     if kind == "long":
         return [Group("rows", shape, sinks=[node]), Group("rows", shape, staged=[node], **out)]
     return [Group("rows", reduced_extents(node), sinks=[node]), Group("map", shape, finished=[node], **out)]
+
+
+def ordered(fusion: Fusion) -> Fusion:
+    """Sort groups so that values come before their readers, as early as they were formed."""
+    g = nx.DiGraph()
+    made: dict[Node, Group] = {}
+    chunks: dict[Node, Group] = {}
+    for k, group in enumerate(fusion.groups):
+        g.add_node(group, at=k)
+        made.update(dict.fromkeys(group.outputs, group))
+        chunks.update(dict.fromkeys(group.sinks, group))
+    for group in fusion.groups:
+        if group.kind == "loop":
+            needed: Iterable[Node] = group.outputs[0].inputs
+        else:
+            cone = fusion.cones[group] = group.cone(fusion.memory)
+            needed = cone.external
+            g.add_edges_from((chunks[n], group) for n in cone.chunked)
+        for n in needed:
+            while n in fusion.views:
+                n = fusion.views[n]
+            if n in made:
+                g.add_edge(made[n], group)
+    try:
+        fusion.groups = list(nx.lexicographical_topological_sort(g, key=lambda group: g.nodes[group]["at"]))
+    except nx.NetworkXUnfeasible:
+        raise VerifyError("fusion: groups depend on each other in a circle") from None
+    return fusion
+
+
+class _Sweep:
+    """The state of the sweep over one graph."""
+
+    def __init__(self, graph: Graph, writes: int):
+        self.graph = graph
+        self.users = graph.users()
+        self.result = Fusion()
+        self.groups: list[Grown] = []  # by number; a merged group's entry is the group that took it in
+        self.carry: dict[Node, Grown] = {}
+        self.dims: dict[Node, Dims] = {}
+        self.direct: dict[Node, int] = {}  # the groups that a node's expression reads from, as bits
+        self.price: dict[Node, int] = {}
+        self.depth: dict[Node, int] = {}
+        self.noisy: set[Node] = set()  # computed from random bits
+        self.leaf: set[Node] = set()  # in memory without being a group's choice: inputs, constants, loops, views
+        self.readers: dict[tuple, Grown] = {}
+        self.must = self._required()
+        self.late = self._late(writes)
+        self.loops: dict[Node, Group] = {}
+        self.fixed: list[Group] = []
+
+    # ---- what must be in memory, what comes last
+    def _required(self) -> set[Node]:
+        must = set(self.graph.outputs)
+        for n in self.graph.nodes:
+            op = n.op
+            if isinstance(op, Contract):
+                must.update(map(operand, n.inputs))
+            elif isinstance(op, Scan) or type(op) in NESTS or isinstance(op, Gather):
+                must.update(n.inputs if not isinstance(op, Gather) else n.inputs[:1])
+            elif isinstance(op, Reshape) and not factors(n):
+                must.add(n.inputs[0])
+        for n in self.graph.nodes:
+            if isinstance(n.op, GatherAlong) and not gatherable(n.inputs[0], must):
+                must.add(n.inputs[0])
+        return must
+
+    def _late(self, writes: int) -> set[Node]:
+        """Pointwise nodes that serve only new values of state: these are written last, so that a step that fails
+        leaves state alone."""
+        late = set(self.graph.outputs[len(self.graph.outputs) - writes :])
+        for n in reversed(self.graph.nodes):
+            users = self.users[n]
+            if users and n not in late and n not in self.must and all(u in late for u in users):
+                if isinstance(n.op, Pointwise) and all(isinstance(u.op, Pointwise) for u in users):
+                    late.add(n)
+        return late
+
+    # ---- groups
+    def find(self, g: Grown) -> Grown:
+        while g.merged is not None:
+            g = g.merged
+        return g
+
+    def closure(self, bits: int) -> int:
+        """These groups and everything that they depend on."""
+        out, rest = bits, bits
+        while rest:
+            low = rest & -rest
+            g = self.find(self.groups[low.bit_length() - 1])
+            out |= g.deps | g.mask
+            rest &= ~g.mask
+        return out
+
+    def new(self, kind: str, extents: dict[int, int], rows: Dims | None, bits: int) -> Grown:
+        g = Grown(len(self.groups), kind, extents, rows)
+        g.mask = 1 << g.number
+        g.deps = self.closure(bits)
+        self.groups.append(g)
+        return g
+
+    def depend(self, g: Grown, bits: int) -> None:
+        """g reads what these groups make; so do all groups that depend on g."""
+        new = self.closure(bits) & ~g.deps & ~g.mask
+        if new:
+            g.deps |= new
+            if g.read:
+                for h in self.groups:
+                    if h.merged is None and h.deps & g.mask:
+                        h.deps |= new
+
+    def merge(self, g: Grown, h: Grown) -> None:
+        """Take h into g."""
+        g.take(h)
+        h.merged = g
+        for other in self.groups:
+            if other.merged is None and other.deps & g.mask:
+                other.deps |= g.deps | g.mask
+
+    def demand(self, node: Node) -> int:
+        """A value of a group is needed outside of it: the group's bit."""
+        g = self.find(self.carry[node])
+        g.read = True
+        g.demands[node] = None
+        return 1 << g.number
+
+    # ---- the sweep
+    def run(self) -> Fusion:
+        for n in self.graph.nodes:
+            op = n.op
+            if isinstance(op, Input | Constant):
+                self._in_memory(n, 0)
+            elif isinstance(op, Item):
+                self.loops[n.inputs[0]].outputs.append(n)
+                self._in_memory(n, self.direct[n.inputs[0]])
+            elif isinstance(op, Scan) or type(op) in NESTS:
+                self._apart(n)
+            elif isinstance(op, Contract):
+                self._contract(n)
+            elif isinstance(op, Reduction) and form(n) != "none":
+                getattr(self, f"_{form(n)}")(n)
+            elif isinstance(op, Reshape) and self._view(n):
+                self._in_memory(n, self.read(n.inputs[0]))
+                self.result.views[n] = n.inputs[0]
+            else:
+                self._pointwise(n)
+        return self._finish()
+
+    def _in_memory(self, n: Node, bits: int) -> None:
+        self.direct[n], self.price[n], self.depth[n] = bits, 0, 0
+        self.leaf.add(n)
+
+    def read(self, n: Node) -> int:
+        """The groups that a reader of n's value depends on (the value comes from memory, or is computed again)."""
+        return self.demand(n) if n in self.carry else self.direct[n]
+
+    def _view(self, n: Node) -> bool:
+        """A reshape of what is in memory anyway is free; one that merges axes must be."""
+        x = n.inputs[0]
+        if x in self.leaf or not factors(n):
+            return True
+        if x not in self.must:
+            return False
+        g = self.find(self.carry[x])
+        return not self._aligned(g, n, follow(self.dims[x], n, 0))
+
+    def _apart(self, n: Node) -> None:
+        """A kernel, or a loop, of its own."""
+        bits = 0
+        for x in n.inputs:
+            bits |= self.read(x)
+        g = self.new("apart", {}, (), bits)
+        group = Group("loop" if isinstance(n.op, Scan) else "ordered", outputs=[n])
+        if isinstance(n.op, Scan):
+            self.loops[n] = group
+        g.fixed = group
+        self._in_memory(n, 1 << g.number)
+
+    def _contract(self, n: Node) -> None:
+        bits = 0
+        for x in n.inputs:
+            bits |= self.read(operand(x))
+        self._anchor(n, self.new("contract", dict(enumerate(n.shape)), None, bits)).staged.append(n)
+
+    def _anchor(self, n: Node, g: Grown) -> Grown:
+        """n is a staged result of g."""
+        self.carry[n] = g
+        self.dims[n] = g.rows if g.rows is not None else tuple(range(len(n.shape)))
+        self.direct[n] = 0
+        self.price[n] = self.depth[n] = 0
+        if n in self.must:
+            g.outputs.append(n)
+        return g
+
+    # ---- reductions
+    def _row(self, n: Node) -> None:
+        x = n.inputs[0]
+        kept = tuple(d for d in range(len(x.shape)) if d not in n.op.axes)
+        g = self._host(x, kept, n.op.axes, n.shape)
+        self._anchor(n, g).staged.append(n)
+
+    def _column(self, n: Node) -> None:
+        x, extents = n.inputs[0], reduced_extents(n)
+        kept = tuple(d for d in range(len(x.shape)) if d not in n.op.axes)
+        g = self._host(x, n.op.axes, kept, extents)
+        g.sinks.append(n)
+        g.read = True
+        done = self.new("map", dict(enumerate(n.shape)), None, 1 << g.number)
+        self._anchor(n, done).finished.append(n)
+
+    def _long(self, n: Node) -> None:
+        g = self.new("apart", {}, (), self.read(n.inputs[0]))
+        g.fixed, g.read = Group("rows", n.shape, sinks=[n]), True
+        done = self.new("rows", dict(enumerate(n.shape)), tuple(range(len(n.shape))), 1 << g.number)
+        done.work = SMALL // 8
+        self._anchor(n, done).staged.append(n)
+
+    def _element(self, n: Node) -> None:
+        g = self.new("map", dict(enumerate(n.shape)), None, self.read(n.inputs[0]))
+        self._anchor(n, g).finished.append(n)
+
+    def _host(self, x: Node, rows: Dims, free: Iterable[int], extents: tuple[int, ...]) -> Grown:
+        """The group for a reduction of x with shared axes `rows`: the one that carries x, one with the same rows that
+        reads the same tensor, or a new one."""
+        g = self._carrier(x, rows, free, extents)
+        leaves = [(leaf, extents) for leaf in self._leaves(x)]
+        if g is None:
+            bits = self.read(x)
+            g = next(filter(None, (self._neighbour(key, x, bits) for key in leaves)), None)
+            if g is None:
+                g = self.new("rows", dict(enumerate(extents)), tuple(range(len(extents))), bits)
+            else:
+                self.depend(g, bits)
+        g.work += x.type.size
+        self.readers.update(dict.fromkeys(leaves, g))
+        return g
+
+    def _carrier(self, x: Node, rows: Dims, free: Iterable[int], extents: tuple[int, ...]) -> Grown | None:
+        if x not in self.carry:
+            return None
+        g, dims = self.find(self.carry[x]), self.dims[x]
+        ids = tuple(dims[d] for d in rows)
+        if not all(i >= 0 for i in ids) or len(set(ids)) != len(ids) or g.late or not self._room(g, extents, x):
+            return None
+        if g.kind == "rows" and g.rows == ids and not any(dims[d] in ids for d in free):
+            return g
+        if g.kind == "map" and not g.finished:
+            g.kind, g.rows = "rows", ids
+            return g
+        return None
+
+    def _neighbour(self, key: tuple[Node, tuple[int, ...]], x: Node, bits: int) -> Grown | None:
+        """A group with the same rows that reads the same tensor."""
+        g = self.readers.get(key)
+        g = self.find(g) if g is not None else None
+        if g is None or g.kind != "rows" or tuple(g.extents[i] for i in g.rows) != key[1] or g.late:
+            return None
+        return g if self._room(g, key[1], x) and not self.closure(bits) & g.mask else None
+
+    def _room(self, g: Grown, extents: tuple[int, ...], x: Node) -> bool:
+        return prod(extents) >= ROWS or g.work + x.type.size <= SMALL
+
+    def _leaves(self, x: Node) -> Iterator[Node]:
+        """The tensors in memory, not much smaller than x, that x is computed from."""
+        seen, stack = {x}, [x]
+        while stack and len(seen) < MANY:
+            n = stack.pop()
+            inner = isinstance(n.op, Pointwise) and n not in self.leaf
+            stored = not inner or n in self.must or (n in self.carry and n in self.find(self.carry[n]).demands)
+            if stored and 2 * n.type.size >= x.type.size:
+                yield n
+            for y in n.inputs if inner else ():
+                if y not in seen:
+                    seen.add(y)
+                    stack.append(y)
+
+    # ---- pointwise nodes
+    def _pointwise(self, n: Node) -> None:
+        bits, blocked = 0, []
+        found: dict[Grown, Dims] = {}
+        carried: list[Node] = []
+        self._spill(n)
+        for i, x in enumerate(n.inputs):
+            if x not in self.carry:
+                bits |= self.direct[x]
+                continue
+            carried.append(x)
+            g = self.find(self.carry[x])
+            dims = follow(self.dims[x], n, i)
+            if found.get(g, dims) != dims or self.depth[x] >= DEPTH or not self._accepts(g, n, dims):
+                blocked.append(g)
+            found.setdefault(g, dims)
+        self.price[n] = min(getattr(n.op, "cost", 1) + sum(self.price[x] for x in n.inputs), 1 << 16)
+        self.depth[n] = 1 + max((self.depth[x] for x in n.inputs), default=0)
+        if isinstance(n.op, Random) or any(x in self.noisy for x in n.inputs):
+            self.noisy.add(n)
+        host = self._choose(n, found, blocked, bits) if found else None
+        for x in carried:
+            if self.find(self.carry[x]) is not host:
+                bits |= self.demand(x)
+        if host is not None:
+            self.carry[n], self.dims[n], self.direct[n] = host, found[host], 0
+            self.depend(host, bits)
+            if n in self.must:
+                host.outputs.append(n)
+                host.late = host.late or n in self.late
+            return
+        self.direct[n] = bits
+        if n in self.must:
+            self._store(n)
+
+    def _accepts(self, g: Grown, n: Node, dims: Dims) -> bool:
+        """Whether a group may compute n, which has its shared axes at `dims`."""
+        return (n not in self.late or g.kind == "map") and self._aligned(g, n, dims)
+
+    def _aligned(self, g: Grown, n: Node, dims: Dims) -> bool:
+        """Whether n has all shared axes of the group (a map may become rows that share its axes)."""
+        needed = g.shared()
+        if not needed <= set(dims) or any(dims.count(i) > 1 for i in needed):
+            return False
+        if g.kind == "rows":
+            return True
+        if all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
+            return True
+        # n repeats a map's value along new axes: rows, if these come last and there are enough.
+        if g.kind != "map" or g.finished or g.late or prod(g.extents.values()) < ROWS:
+            return False
+        first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m > 1)
+        return all(i < 0 for i in dims[first:]) and all(i in dims for i in g.extents)
+
+    def _choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:
+        """The group that computes n; others are merged into it or read through memory."""
+        ready = [g for g in found if g not in blocked]
+        for g in blocked:
+            bits |= g.mask
+        for g in sorted(ready, key=lambda g: (g.kind != "contract", -g.number)):
+            others = [h for h in ready if h is not g]
+            join = [h for h in others if self._can_merge(g, h, found[g], found[h])]
+            apart = bits
+            for h in others:
+                if h not in join:
+                    apart |= h.mask
+            if self.closure(apart) & g.mask or any(self.closure(apart) & h.mask for h in join):
+                join = []
+                for h in others:
+                    apart |= h.mask
+                if self.closure(apart) & g.mask:
+                    continue
+            for h in join:
+                if self.find(h) is h and self._can_merge(g, h, found[g], found[h]):
+                    self.merge(g, h)
+            self._widen(g, n, found[g])
+            return g
+        return None
+
+    def _widen(self, g: Grown, n: Node, dims: Dims) -> None:
+        if g.kind == "map" and not all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
+            g.kind, g.rows = "rows", tuple(g.extents)
+
+    def _can_merge(self, g: Grown, h: Grown, a: Dims, b: Dims) -> bool:
+        if "contract" in (g.kind, h.kind) or g.deps & h.mask or h.deps & g.mask:
+            return False
+        if g.kind == h.kind == "map":
+            return a == b and g.extents == h.extents
+        if g.finished or h.finished or g.late or h.late:
+            return False
+        rows = g.rows if g.kind == "rows" else h.rows
+        if g.kind == h.kind and g.rows != h.rows:
+            return False
+        if any(g.extents.get(i) != h.extents.get(i) for i in rows):
+            return False
+        if any((i in rows or j in rows) and i != j for i, j in zip(a, b, strict=True)):
+            return False
+        return prod(g.extents[i] for i in rows) >= ROWS or g.work + h.work <= SMALL
+
+    def _spill(self, n: Node) -> None:
+        """Store inputs whose recomputation would multiply work, or grow without bound."""
+        for x in n.inputs:
+            if x in self.carry or x in self.leaf:
+                continue
+            repeats = isinstance(n.op, Broadcast) and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR
+            twice = x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4
+            if repeats or twice or self.depth[x] >= DEPTH:
+                self._store(x)
+
+    def _store(self, x: Node) -> None:
+        """A value of memory only becomes a group of its own, next to others that read the same."""
+        self.must.add(x)
+        late, bits = x in self.late, self.direct[x]
+        extents = dict(enumerate(x.shape))
+        key: tuple = ("map", x.shape, late)
+        keys = [key] if x.type.size == 1 else [(*key, leaf) for leaf in self._leaves(x) if leaf is not x]
+        host = None
+        for k in keys:
+            g = self.readers.get(k)
+            g = self.find(g) if g is not None else None
+            if g is not None and g.kind == "map" and g.extents == extents and not self.closure(bits) & g.mask:
+                host = g
+                break
+        if host is None:
+            host = self.new("map", extents, None, bits)
+        else:
+            self.depend(host, bits)
+        for k in keys:
+            self.readers[k] = host
+        host.late = host.late or late
+        host.outputs.append(x)
+        self.carry[x], self.dims[x], self.direct[x] = host, tuple(extents), 0
+        self.price[x] = self.depth[x] = 0
+
+    # ---- the end
+    def _finish(self) -> Fusion:
+        at = {n: k for k, n in enumerate(self.graph.nodes)}
+        alive = [g for g in self.groups if g.merged is None]
+        memory = set(self.leaf)
+        for g in alive:
+            if g.fixed is None:
+                g.outputs = list(dict.fromkeys(g.outputs))
+                g.outputs += choose(g, self)
+                memory.update(g.outputs)
+        self.result.memory = memory
+        for g in alive:
+            group = g.fixed or g.group(self.dims, at)
+            if group is not None and (group.outputs or group.sinks):
+                self.result.groups.append(group)
+        return self.result
+
+
+def operand(x: Node) -> Node:
+    """What a contraction's operand reads: movement that only changes the index is not worth a copy."""
+    while isinstance(x.op, Permute | Broadcast | Slice | Flip) or (isinstance(x.op, Reshape) and factors(x)):
+        x = x.inputs[0]
+    return x

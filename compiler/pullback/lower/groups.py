@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..graph.graph import Loc, Node
+from ..graph.graph import NOWHERE, Loc, Node
 from ..graph.types import TensorType
 from ..kernel.kernel import Kernel
+from ..ops.op import Reduction
+from .summation import form
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,7 +65,7 @@ class LoopPiece:
     carries: tuple[tuple[Value, Value, Value, Value], ...]
     stacked_in: tuple[tuple[Value, Value], ...]
     stacked_out: tuple[tuple[Value, Value], ...]
-    loc: Loc = Loc("<unknown>", 0)
+    loc: Loc = NOWHERE
     nodes: tuple[Node, ...] = ()
 
 
@@ -94,3 +96,45 @@ class Group:
     finished: list[Node] = field(default_factory=list)
     sinks: list[Node] = field(default_factory=list)
     dims: dict[Node, tuple[int, ...]] = field(default_factory=dict)
+
+    def cone(self, memory: set[Node]) -> Cone:
+        """Everything that the group computes, down to what lies in memory; reductions that nothing needs are dropped."""
+        computed = {*self.outputs, *self.staged, *self.finished, *self.sinks}
+        # Of reductions in chunks (other than those whose chunks this group makes) the chunks are in memory.
+        chunked = {n for n in (*self.finished, *self.staged) if in_chunks(n)}
+        order: dict[Node, None] = {}
+        external: set[Node] = set()
+        for root in (*self.sinks, *self.outputs):
+            stack = [(root, False)]
+            while stack:
+                node, done = stack.pop()
+                if done:
+                    order[node] = None
+                elif node in order:
+                    continue
+                elif node in memory and node not in computed:
+                    external.add(node)
+                    order[node] = None
+                elif node in chunked:
+                    order[node] = None
+                else:
+                    stack.append((node, True))
+                    stack += [(x, False) for x in reversed(node.inputs) if x not in order]
+        self.staged = [n for n in self.staged if n in order]
+        self.finished = [n for n in self.finished if n in order]
+        return Cone(tuple(order), frozenset(external), frozenset(n for n in chunked if n in order))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cone:
+    """What a group computes, in topological order, and what it reads: `external` nodes are in memory, of `chunked`
+    reductions the chunks' results are."""
+
+    nodes: tuple[Node, ...]
+    external: frozenset[Node]
+    chunked: frozenset[Node] = frozenset()
+
+
+def in_chunks(node: Node) -> bool:
+    """A reduction that has partial results in memory."""
+    return isinstance(node.op, Reduction) and form(node) in ("column", "long")

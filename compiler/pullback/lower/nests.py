@@ -38,16 +38,16 @@ from ..kernel.kernel import (
     apply,
     children,
     exprs,
-    map_store,
     stores,
 )
 from ..ops.indexing import Gather, GatherAlong
 from ..ops.op import Elementwise
 from ..ops.reduction import Reduction
 from .contract import accumulate
-from .groups import Group
+from .groups import Cone, Group
 from .ordered import NESTS
-from .rows import cast, element_reduction, form, identity, long_partials, nest, partial_shape, row_group
+from .rows import cast, element_reduction, form, identity, long_partials, nest, row_group
+from .summation import partial_shape
 
 SHARED = 64
 """Subexpressions with more nodes than this that are used twice become a local."""
@@ -55,16 +55,6 @@ DEAR = 8
 """Values that cost at least this much are kept for later stages instead of being computed again."""
 EXACT = frozenset(("cast", "bitcast", "select", "stop_gradient", "neg", "abs"))
 """Element-wise ops that give the same bits in any float type: no detour through f32."""
-
-
-@dataclass(frozen=True, eq=False)
-class Cone:
-    """What a group computes, in topological order, and what it reads: `external` nodes are in memory, of
-    `chunked` reductions the chunks' results are."""
-
-    nodes: tuple[Node, ...]
-    external: frozenset[Node]
-    chunked: frozenset[Node] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -273,7 +263,6 @@ class Writer:
     # ---- shared subexpressions
     def split_shared(self, body: list[Stmt]) -> list[Stmt]:
         """Large subexpressions that occur twice in a body become locals, so that no tree grows exponentially."""
-        out: list[Stmt] = []
         size: dict[int, int] = {}
         uses: dict[int, int] = {}
         alive: list[Expr] = []

@@ -1,7 +1,7 @@
 """Graph -> region: the kernels of a graph on values in memory.
 
-In: an optimised `Graph` (IR 1).  Out: a `Region` of pieces (IR 2 kernels, not scheduled yet).  `fuse.py` says which nodes
-become one kernel; equal groups (the layers of a network) are written once and found again by their structure.
+In: an optimised `Graph` (IR 1).  Out: a `Region` of pieces (IR 2 kernels, not scheduled yet).  `fuse.py` says which
+nodes become one kernel; equal groups (the layers of a network) are written once and found again by their structure.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..ops.movement import Movement
 from ..ops.op import Elementwise
 from ..ops.scan import Scan
 from .fuse import Fusion, form_groups
-from .groups import Group, LoopPiece, Piece, Region, Value
-from .nests import Cone, Written, write
-from .rows import form, partial_shape
+from .groups import Cone, Group, LoopPiece, Piece, Region, Value
+from .nests import Written, write
+from .summation import partial_shape
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class _Region:
     def _piece(self, group: Group) -> Piece | None:
         if not any(n.type.size for n in (*group.outputs, *group.sinks)):
             return None
-        cone = make_cone(group, self.fusion.memory)
+        cone = self.fusion.cones[group]
         key = structure(group, cone)
         written = self.lowering.written.get(key)
         if written is None:
@@ -123,33 +123,6 @@ class _Region:
             scan.loc,
             tuple(group.outputs),
         )
-
-
-def make_cone(group: Group, memory: set[Node]) -> Cone:
-    """Everything that a group computes, down to what lies in memory."""
-    computed = {*group.outputs, *group.staged, *group.finished, *group.sinks}
-    # Of chunked reductions (other than those whose chunks this group makes) the chunks are in memory.
-    chunked = {n for n in (*group.finished, *group.staged) if n.op.name != "contract" and form(n) in ("column", "long")}
-    order: dict[Node, None] = {}
-    external: set[Node] = set()
-    for root in (*group.staged, *group.finished, *group.sinks, *group.outputs):
-        stack = [(root, False)]
-        while stack:
-            node, done = stack.pop()
-            if done:
-                order[node] = None
-                continue
-            if node in order:
-                continue
-            if node in memory and node not in computed:
-                external.add(node)
-                order[node] = None
-            elif node in chunked:
-                order[node] = None
-            else:
-                stack.append((node, True))
-                stack += [(x, False) for x in reversed(node.inputs) if x not in order]
-    return Cone(tuple(order), frozenset(external), frozenset(chunked))
 
 
 def structure(group: Group, cone: Cone) -> tuple:

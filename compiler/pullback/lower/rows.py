@@ -1,15 +1,7 @@
-"""Reductions: the order in which they add, and the nests of groups that share rows.
+"""Reductions as nests: stages over rows, chunks of columns, and groups that share rows.
 
-The order of summation belongs to the meaning, so it follows from the input's shape and the reduced axes alone:
-
-* *row* reductions (the last axis is reduced): W = min(64, next power of two >= n) strided partial results, position
-  mod W along the last axis, outer reduced axes in order outside of it; then the partials fold in halves.  A row of more
-  than 16384 elements goes in chunks of that many; the chunks' results are a row again.
-* *column* reductions (the last axis is kept): chunks of C = max(8, next power of two >= n / 16) positions, each in order
-  into one accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one of
-  them, with all axes inside of it.
-
-Part of `nests.py`: groups of kind `rows` in, the statements of their kernels out.
+The order of the additions is that of `summation.py`.  Part of `nests.py`: groups of kind `rows` in, the statements of
+their kernels out.
 """
 
 from __future__ import annotations
@@ -25,89 +17,10 @@ from ..graph.graph import Node
 from ..graph.types import DType
 from ..kernel.kernel import A, Affine, AxisValue, Buffer, Const, Expr, Load, Loop, Mask, Stmt, Store, Tile, apply
 from ..ops.reduction import Arg
+from .summation import LANES, column_chunks, form, next_power, partial_shape, reduced_extents, row_chunks
 
 if TYPE_CHECKING:
     from .nests import Writer
-
-LANES = 64
-"""Strided partial results of a row reduction."""
-LONG = 16384
-"""Elements of a row that are reduced in one go."""
-SMALL_CHUNK, CHUNKS = 8, 16
-"""Column reductions: the fewest positions of a chunk, and about how many chunks there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """How a reduction over `extents` is cut: `size` positions of axis number `axis` and all axes inside of it."""
-
-    extents: tuple[int, ...]
-    axis: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """Chunks along the cut axis."""
-        return ceil(self.extents[self.axis] / self.size)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The chunk numbers' extents."""
-        return (*self.extents[: self.axis], self.count)
-
-
-def next_power(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def cut(extents: Sequence[int], size: int, low: bool) -> Chunks:
-    """Chunks of about `size` positions: at least (columns) or at most (rows, `low`) that many where axes allow."""
-    axis, inner = len(extents) - 1, 1
-    while axis > 0 and inner * extents[axis] <= size:
-        inner *= extents[axis]
-        axis -= 1
-    along = max(1, size // inner if low else ceil(size / inner))
-    return Chunks(tuple(extents), axis, min(along, max(extents[axis], 1)))
-
-
-def column_chunks(extents: Sequence[int]) -> Chunks:
-    n = prod(extents)
-    return cut(extents, max(SMALL_CHUNK, next_power(ceil(n / CHUNKS))), False)
-
-
-def row_chunks(extents: Sequence[int]) -> Chunks:
-    return cut(extents, LONG, True)
-
-
-def reduced_extents(node: Node) -> tuple[int, ...]:
-    shape = node.inputs[0].shape
-    return tuple(shape[a] for a in node.op.axes)
-
-
-def form(node: Node) -> str:
-    """How a reduction is lowered.
-
-    none: nothing to combine (no axes, or no elements); row; long (a row in chunks); element (in order, for each
-    element of the result: few positions, argmax along a column); column (chunks, then their results in order).
-    """
-    x, axes = node.inputs[0].type, node.op.axes
-    if not axes or not x.size:
-        return "none"
-    row = axes[-1] == x.ndim - 1
-    if isinstance(node.op, Arg):
-        return "row" if row else "element"
-    n = prod(reduced_extents(node))
-    if row:
-        return "long" if n > LONG else "row"
-    return "element" if n <= SMALL_CHUNK else "column"
-
-
-def partial_shape(node: Node) -> tuple[int, ...]:
-    """The shape of the partial results that a long or column reduction keeps in memory."""
-    extents = reduced_extents(node)
-    if form(node) == "long":
-        return (*node.shape, *row_chunks(extents).shape)
-    return (*column_chunks(extents).shape, *node.shape)
 
 
 # ---- scalars --------------------------------------------------------------------------------------------
@@ -352,7 +265,7 @@ def stages(w: Writer) -> list[Stmt]:
     for (level, extents), nodes in sorted(by_stage.items(), key=lambda t: t[0][0]):
         loops = Strided.of(w, extents)
 
-        def source(node: Node) -> tuple[Expr, Affine]:
+        def source(node: Node, loops: Strided = loops) -> tuple[Expr, Affine]:
             if form(node) == "long":
                 return w.partial(node, (*w.index, *loops.index), loops.masks), loops.flat()
             at = input_index(node, w.index, loops.index)
