@@ -144,7 +144,8 @@ def _movement() -> Iterator[Sample]:
                              ((2, 1, 3), (2, 4, 3), (0, 1, 2))):  # fmt: skip
         yield Sample(f"broadcast-{shape}-{new}", _op(m.Broadcast(new, axes)), (_x(*shape),))
     for shape, start, stop, step in (((5, 6), (1, 2), (4, 6), (1, 1)), ((7,), (1,), (7,), (3,)),
-                                     ((4,), (2,), (2,), (1,)), ((5, 8), (0, 1), (5, 8), (2, 3)), ((1,), (0,), (1,), (5,))
+                                     ((4,), (2,), (2,), (1,)), ((5, 8), (0, 1), (5, 8), (2, 3)),
+                                     ((1,), (0,), (1,), (5,))
                                      ):  # fmt: skip
         yield Sample(f"slice-{shape}-{start}-{step}", _op(m.Slice(start, stop, step)), (_x(*shape),))
     for shape, axes in (((3, 4), (0,)), ((3, 4), (0, 1)), ((2, 1, 3), (2,)), ((0, 2), (0,))):

@@ -271,7 +271,8 @@ def hypot(x1, x2) -> Tensor:
     high, low = maximum(a, b), minimum(a, b)
     high = high if high.dtype.is_float else high.astype(f32)
     scale = where((high == 0) | isinf(high), 1.0, high)
-    return scale * sqrt(square(high / scale) + square(low / scale))
+    result = scale * sqrt(square(high / scale) + square(low / scale))
+    return where(isinf(a) | isinf(b), float("inf"), result)
 
 
 def logaddexp(x1, x2) -> Tensor:
