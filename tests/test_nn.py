@@ -63,11 +63,10 @@ def test_activation(name):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_is_finite_in_f32_at_the_ends(name):
-    x = np.array([[-1e30, -1000, -100, -88, -20], [20, 88, 100, 1000, 1e6]], np.float32)
+    x = np.array([[-1e18, -1000, -100, -88, -20], [20, 88, 100, 1000, 1e6]], np.float32)
     fn = ACTIVATIONS[name][0]
     out, grad = run(lambda x: (y := fn(x), pb.grad(pb.sum(y), x)), x)
-    assert np.isfinite(out).all() or "gelu_tanh" in name
-    assert np.isfinite(grad[0 if "gelu_tanh" not in name else slice(1, 2)]).all()
+    assert np.isfinite(out).all() and np.isfinite(grad).all()
     assert np.isnan(run(fn, np.full((2, 2), np.nan, np.float32))).all()
 
 
@@ -278,9 +277,7 @@ def test_containers_and_names_as_in_torch():
             self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in range(2)])
             self.heads = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 2)})
 
-        forward = Ours.forward.__wrapped__ if hasattr(Ours.forward, "__wrapped__") else None
-
-        def __call__(self, x):
+        def forward(self, x):
             for layer in self.layers:
                 x = torch.relu(layer(x))
             return self.heads["a"](x)
@@ -450,6 +447,7 @@ def test_parameters_of_arrays_and_attribute_writes():
 def test_functional_call_runs_with_other_parameters():
     model = nn.Linear(2, 1, bias=False)
     model.weight = np.array([[2.0, 3.0]])
+    optimizer = optim.SGD(model, lr=1.0)
 
     @pb.function(pb.f32[2])
     def maml(x):
@@ -459,9 +457,20 @@ def test_functional_call_runs_with_other_parameters():
         return pb.functional_call(model, fast, x), model(x)
 
     @pb.function(pb.f32[2])
+    def learned(x):
+        """Other parameters are differentiated through, also after a step has written the model's own."""
+        optimizer.minimize(pb.sum(model(x)))
+        params = {"weight": 2 * pb.reshape(x, (1, 2))}
+        return pb.grad(pb.sum(pb.functional_call(model, params, x)), x), pb.grad(pb.sum(model(x)), x), model.weight
+
+    @pb.function(pb.f32[2])
     def wrong(x):
         return pb.functional_call(model, {"bias": x}, x)
 
+    through, plain, weight = interpret(learned)("learned", np.array([1, 2], np.float32))
+    np.testing.assert_array_equal(through, [4, 8])
+    np.testing.assert_array_equal(plain, [1, 1])
+    np.testing.assert_array_equal(weight, [[1, 1]])
     fast, slow = interpret(maml)("maml", np.array([1, 2], np.float32))
     assert slow == 8 and fast == 1.5 + 4
     with pytest.raises(TraceError, match="'bias' is no state of Linear; it has weight"):

@@ -6,6 +6,8 @@ and `pb.optim`; `pb.build` compiles and loads.
 
 # ruff: noqa: F401
 
+from math import e, inf, nan, pi
+
 from .autodiff import custom_vjp, grad, jvp, stop_gradient, vjp
 from .dsl import rng as random
 from .dsl.array import *  # noqa: F403
@@ -36,6 +38,7 @@ from . import nn, optim  # isort: skip
 
 __version__ = "0.1.0"
 
+newaxis = None
 float64, float32, bfloat16, float16 = f64, f32, bf16, f16
 int64, int32, int8, uint32, uint8 = i64, i32, i8, u32, u8
 

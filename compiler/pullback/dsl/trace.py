@@ -101,17 +101,19 @@ class Trace:
     @contextmanager
     def substituted(self, values: dict[Variable, Node]) -> Iterator[None]:
         """Variables have other values inside; what is written to them there is dropped."""
-        before = {v: (self.values.get(v), v in self._written) for v in values}
+        before = {v: (self.values.get(v), v in self._written, v in self._detached) for v in values}
         self.values.update(values)
+        self._detached -= values.keys()
         try:
             yield
         finally:
-            for v, (node, written) in before.items():
+            for v, (node, written, detached) in before.items():
                 self.values.pop(v)
                 if node is not None:
                     self.values[v] = node
                 if not written:
                     self._written.pop(v, None)
+                (self._detached.add if detached else self._detached.discard)(v)
 
     # training mode
 
