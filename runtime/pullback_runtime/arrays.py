@@ -26,8 +26,11 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(_NUMPY[name])
 
 
-def as_array(value, name: str, where: str) -> np.ndarray:
-    """`value` as a numpy array, without a copy if it is one or speaks DLPack (torch, jax, ...)."""
+def as_array(value, what: str) -> np.ndarray:
+    """`value` as a numpy array, without a copy if it is one or speaks DLPack (torch, jax, ...).
+
+    what: "train: input 'x'", for messages.
+    """
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
@@ -37,9 +40,9 @@ def as_array(value, name: str, where: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as e:
-        raise ArgumentError(f"{where}: input {name!r}: expected an array, got {type(value).__name__} ({e})") from None
+        raise ArgumentError(f"{what}: expected an array, got {type(value).__name__} ({e})") from None
     if array.dtype == object:
-        raise ArgumentError(f"{where}: input {name!r}: expected an array, got {type(value).__name__}")
+        raise ArgumentError(f"{what}: expected an array, got {type(value).__name__}")
     return array
 
 
@@ -47,7 +50,7 @@ def is_bfloat16(dtype: np.dtype) -> bool:
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
-def convert(array: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
+def convert(array: np.ndarray, dtype: str, what: str) -> np.ndarray:
     """`array` with exactly the element type `dtype`, C-contiguous, aligned, in native byte order.
 
     Floats become other floats, integers other integers if every value fits, integers and bools become floats.
@@ -58,10 +61,10 @@ def convert(array: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
         kind = "f" if is_bfloat16(array.dtype) else array.dtype.kind
         wanted = "f" if dtype == "bf16" else target.kind
         if kind in "iu" and wanted in "iu":
-            _check_range(array, target, name, where)
+            _check_range(array, target, what)
         elif not ((kind in "fiub" and wanted == "f") or (kind == "b" and wanted in "iu")):
             raise ArgumentError(
-                f"{where}: input {name!r}: expected {dtype}, got {array.dtype} "
+                f"{what}: expected {dtype}, got {array.dtype} "
                 f"({_KINDS.get(kind, 'other')} data is not converted to {_KINDS[wanted]})"
             )
         with np.errstate(over="ignore"):
@@ -71,16 +74,14 @@ def convert(array: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
     return array
 
 
-def _check_range(array: np.ndarray, target: np.dtype, name: str, where: str) -> None:
+def _check_range(array: np.ndarray, target: np.dtype, what: str) -> None:
     info = np.iinfo(target)
     if array.size == 0 or (np.iinfo(array.dtype).min >= info.min and np.iinfo(array.dtype).max <= info.max):
         return
     low, high = int(array.min()), int(array.max())
     if low < info.min or high > info.max:
         wrong = low if low < info.min else high
-        raise ArgumentError(
-            f"{where}: input {name!r}: value {wrong} does not fit into {target} ({info.min} to {info.max})"
-        )
+        raise ArgumentError(f"{what}: value {wrong} does not fit into {target} ({info.min} to {info.max})")
 
 
 def raw(array: np.ndarray) -> np.ndarray:

@@ -17,8 +17,11 @@ from .arrays import numpy_dtype
 if TYPE_CHECKING:
     from .function import Binding
 
+_MISSING = object()
+"""Stands for inputs that are not given."""
+
 _TEMPLATE = """
-def {name}({parameters}*_rest, **_unknown):
+def {name}(_function, {parameters}*_rest, **_unknown):
     if not _rest and not _unknown:
         try:
             _capsules = ({inputs}{outputs})
@@ -34,7 +37,7 @@ def {name}({parameters}*_rest, **_unknown):
                 _release()
             if not _code:
                 return {result}
-    return _general(({positional}*_rest), _unknown)
+    return _function._general(*_given(({positional}*_rest,), _unknown))
 """
 
 
@@ -52,19 +55,19 @@ def has_fast_path(binding: Binding) -> bool:
     )
 
 
-def make_fast_path(binding: Binding, missing: object, general: Callable[[tuple, dict], object]) -> Callable:
-    """The function for `binding`.  `missing` stands for inputs that are not given; `general` does the rest."""
-    entry, program = binding.entry, binding.program
+def make_fast_path(binding: Binding) -> Callable:
+    """The function for `binding`; it is called with the `Function`, then the inputs."""
+    entry, context = binding.entry, binding.context
     names = list(entry.inputs["dict"]) if entry.inputs else []
     scope = {
-        "_missing": missing,
-        "_acquire": program.lock.acquire,
-        "_release": program.lock.release,
-        "_run": program.call,
+        "_missing": _MISSING,
+        "_acquire": context.lock.acquire,
+        "_release": context.lock.release,
+        "_run": context.call,
         "_watched": binding.watched,
         "_address": binding.address,
         "_binding": binding,
-        "_general": lambda args, unknown: general(*_given(names, args, unknown, missing)),
+        "_given": lambda args, unknown: _given(names, args, unknown),
         "_empty": np.empty,
         "_build": binding.build,
     }
@@ -85,8 +88,8 @@ def make_fast_path(binding: Binding, missing: object, general: Callable[[tuple, 
     return scope[entry.name if entry.name.isidentifier() else "function"]
 
 
-def _given(names: list[str], args: tuple, unknown: dict, missing: object) -> tuple[tuple, dict]:
+def _given(names: list[str], args: tuple, unknown: dict) -> tuple[tuple, dict]:
     """What the fast path got, as positional and named inputs for the general way and its messages."""
     if len(args) > len(names):
         return args, unknown
-    return (), {**{n: v for n, v in zip(names, args, strict=True) if v is not missing}, **unknown}
+    return (), {**{n: v for n, v in zip(names, args, strict=True) if v is not _MISSING}, **unknown}

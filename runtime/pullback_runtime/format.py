@@ -6,6 +6,7 @@ from the file without loading the library.  Needs the standard library only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -139,6 +140,11 @@ class Manifest:
     def state_names(self) -> dict[str, StateEntry]:
         """Every name of every state, aliases included."""
         return {n: s for s in self.state for n in (s.name, *s.aliases)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of functions and state, not of how they were compiled."""
+        return hashlib.sha256(repr((self.name, self.functions, self.state)).encode()).hexdigest()
 
     def to_json(self) -> bytes:
         return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False).encode()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from ctypes import c_void_p
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,22 +18,17 @@ from .arrays import as_array, convert, numpy_dtype, raw
 from .errors import ArgumentError, ArgumentShapeError, CheckError, NotFiniteError, RuntimeFailure
 from .fastcall import has_fast_path, make_fast_path
 from .format import Function as Entry
-
-if TYPE_CHECKING:
-    from .program import Program
+from .format import Manifest
 
 LONG_STEP = 0.005
 """Steps that take longer (in seconds) can be interrupted in the middle; shorter ones end first."""
 
 
-_MISSING = object()
-
-
 class Function:
     """A callable of an artifact: one or several bindings (compiled shapes) of one name."""
 
-    def __init__(self, program: Program, name: str, entries: Sequence[tuple[int, Entry]]):
-        self.name, self.bindings = name, [Binding(program, i, e) for i, e in entries]
+    def __init__(self, context: library.Context, manifest: Manifest, name: str, entries):
+        self.name, self.bindings = name, [Binding(context, manifest, i, e) for i, e in entries]
         self._paths: dict[Binding, Callable] = {}
         self._fast = self._path(self.bindings[0])
         first = entries[0][1]
@@ -44,13 +38,35 @@ class Function:
         )
 
     def __call__(self, *args, **kwargs):
-        return self._fast(*args, **kwargs)
+        return self._fast(self, *args, **kwargs)
+
+    # ---- what it takes ---------------------------------------------------------------------------------
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs, in order."""
+        tree = self.bindings[0].entry.inputs
+        return tuple(tree["dict"]) if tree else ()
+
+    @property
+    def batch_size(self) -> int:
+        """The length of the inputs' first dimension, of the largest binding."""
+        return max((a.shape[0] for b in self.bindings for a in b.entry.arguments if a.shape), default=1)
+
+    @property
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input name -> the shape of one sample."""
+        return {a.name: a.shape[1:] for a in self.bindings[0].entry.arguments}
+
+    @property
+    def padded(self) -> bool:
+        """May a smaller batch be passed?  It is padded, and the results are cut."""
+        return any(b.entry.padded for b in self.bindings)
 
     def _path(self, binding: Binding) -> Callable:
         """The fast path of a binding; the general way if it has none."""
         if binding not in self._paths:
             fast = has_fast_path(binding)
-            self._paths[binding] = make_fast_path(binding, _MISSING, self._general) if fast else self._any
+            self._paths[binding] = make_fast_path(binding) if fast else Function._any
         return self._paths[binding]
 
     def _any(self, *args, **kwargs):
@@ -63,10 +79,11 @@ class Function:
     def _general(self, args: tuple, kwargs: dict):
         entry = self.bindings[0].entry
         values = self._flatten(args, kwargs, entry)
-        arrays = [as_array(v, a.name, self.name) for v, a in zip(values, entry.arguments, strict=True)]
+        names = [f"{self.name}: input {a.name!r}" for a in entry.arguments]
+        arrays = [as_array(v, n) for v, n in zip(values, names, strict=True)]
         binding, cut = self._choose(arrays)
         entry = binding.entry
-        converted = [convert(x, a.dtype, a.name, self.name) for x, a in zip(arrays, entry.arguments, strict=True)]
+        converted = [convert(x, a.dtype, n) for x, a, n in zip(arrays, entry.arguments, names, strict=True)]
         if cut is not None:
             converted = [_pad(x, a.shape) for x, a in zip(converted, entry.arguments, strict=True)]
         converted = [x.copy() if binding.overlaps_state(x) else x for x in converted]
@@ -126,8 +143,8 @@ class Function:
         for i, sub in enumerate(items):
             self._leaves(sub, value[i], f"{name}.{i}", leaves)
 
-    def _choose(self, arrays: list[np.ndarray]) -> tuple[Binding, tuple[str, int] | None]:
-        """The binding with these shapes; else the one that a smaller batch can be padded for, and to what size."""
+    def _choose(self, arrays: list[np.ndarray]) -> tuple[Binding, int | None]:
+        """The binding with these shapes; else the smallest that these rows can be padded for, and their number."""
         shapes = [x.shape for x in arrays]
         for b in self.bindings:
             if shapes == b.shapes:
@@ -135,7 +152,7 @@ class Function:
         fits = [(b.entry.dims[b.entry.padded], b, n) for b in self.bindings if (n := b.partial(shapes)) is not None]
         if fits:
             _, b, n = min(fits, key=lambda f: f[0])
-            return b, (b.entry.padded, n)
+            return b, n
         raise ArgumentShapeError(self._wrong_shape(shapes))
 
     def _wrong_shape(self, shapes: list[tuple[int, ...]]) -> str:
@@ -162,12 +179,12 @@ def _pad(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 class Binding:
     """One compiled entry point and its argument block, which is filled in anew for every call."""
 
-    def __init__(self, program: Program, number: int, entry: Entry):
-        self.program, self.number, self.entry = program, number, entry
+    def __init__(self, context: library.Context, manifest: Manifest, number: int, entry: Entry):
+        self.context, self.manifest, self.number, self.entry = context, manifest, number, entry
         self.shapes = [a.shape for a in entry.arguments]
         self.arrays = (c_void_p * max(len(entry.arguments) + len(entry.results), 1))()
         self.status = library.Status()
-        self.block = library.CallBlock.of(program.context.address, number, self.arrays, self.status)
+        self.block = library.CallBlock.of(context.address, number, self.arrays, self.status)
         self.address = ctypes.addressof(self.block)
         self.quick = False
         """Known to be so short that nobody needs to interrupt it in the middle."""
@@ -180,31 +197,27 @@ class Binding:
         """The size of a smaller batch along the padded dimension, or None if these shapes are none."""
         if self.entry.padded is None:
             return None
-        full, sizes = self.entry.dims[self.entry.padded], set()
-        for a, s in zip(self.entry.arguments, shapes, strict=True):
-            if len(s) != len(a.shape) or any(n != m and i > 0 for i, (n, m) in enumerate(zip(s, a.shape, strict=True))):
-                return None
-            if s and a.shape[0] == full:
-                sizes.add(s[0])
-            elif s != a.shape:
-                return None
+        full = self.entry.dims[self.entry.padded]
+        pairs = [(s, a.shape) for s, a in zip(shapes, self.entry.arguments, strict=True)]
+        if any(len(s) != len(shape) or s[1:] != shape[1:] for s, shape in pairs):
+            return None
+        sizes = {s[0] for s in shapes}  # the compiler promises that every argument has its rows first
         size = sizes.pop() if len(sizes) == 1 else 0
         return size if 0 < size < full else None
 
     def overlaps_state(self, x: np.ndarray) -> bool:
-        return np.may_share_memory(x, self.program.context.state)
+        return np.may_share_memory(x, self.context.state)
 
-    def run(self, inputs: list[np.ndarray], cut: tuple[str, int] | None = None) -> object:
-        """Run the step on arrays of exactly the right types and shapes; `cut` says what part of a batch is real."""
+    def run(self, inputs: list[np.ndarray], cut: int | None = None) -> object:
+        """Run the step on arrays of exactly the right types and shapes; `cut`: how many rows are real."""
         results = [np.empty(a.shape, numpy_dtype(a.dtype)) for a in self.entry.results]
         capsules = tuple(raw(x).__array_struct__ for x in (*inputs, *results))
-        with self.program.lock:
+        with self.context.lock:
             code = self.watched(capsules)
             if code and self.failed(code):
                 raise ArgumentError(f"{self.entry.name}: an input does not match {self.signature()}")
         if cut is not None:
-            full = self.entry.dims[cut[0]]
-            results = [x[: cut[1]].copy() if x.ndim and x.shape[0] == full else x for x in results]
+            results = [x[:cut].copy() for x in results]
         for p in self.entry.prints:
             print(p.format.format(*(results[k] for k in p.results)))
         return self.build(results)
@@ -213,8 +226,8 @@ class Binding:
         """A step that a signal can interrupt.  If the signal's handler does not raise, the step is run again."""
         start = time.perf_counter()
         while True:
-            with self.program.flag.watch():
-                code = self.program.call(self.address, capsules)
+            with self.context.flag.watch():
+                code = self.context.call(self.address, capsules)
             if code != library.STOPPED:
                 break
         self.quick = time.perf_counter() - start < LONG_STEP
@@ -229,7 +242,7 @@ class Binding:
             what = names.get(code, f"error {code}")
             raise RuntimeFailure(f"{self.entry.name}: {what}; the state is as it was before")
         s = self.status
-        call = self.program.level.call(self.number, s.launch, s.call)
+        call = self.manifest.levels[self.context.level].call(self.number, s.launch, s.call)
         site = call.sites[s.site] if s.site < len(call.sites) else call.label
         place = f"{self.entry.name}: {call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
         if site.startswith("nan:"):

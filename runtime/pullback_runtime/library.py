@@ -6,12 +6,15 @@ import contextlib
 import ctypes
 import mmap
 import os
+import threading
+import weakref
 from ctypes import c_int64, c_uint32, c_uint64, c_void_p
 
 import numpy as np
 
 from .errors import ArtifactError
 from .format import FEATURES, VERSION, Manifest
+from .interrupt import Flag
 
 # Status codes of a step, as in the C header.
 OK, CHECK, STOPPED, INJECTED, ARGUMENT = range(5)
@@ -111,23 +114,31 @@ class Library:
 
 
 class Context:
-    """One state and the threads that work on it.  `stop`: the address of a byte that asks a step to end."""
+    """One state, the memory and threads that work on it, and the lock that its callers hold.
 
-    def __init__(self, library: Library, threads: int, stop: int = 0, level: int = 0, state: np.ndarray | None = None):
-        self.library = library
-        self.options = Options(size=ctypes.sizeof(Options), stop=stop, threads=threads, level=level)
-        sizes = Sizes()
-        self._check(library.sizes(ctypes.addressof(self.options), ctypes.addressof(sizes)))
-        self.memory, self.arena = memory(sizes.context), memory(sizes.arena)
-        self.scratch = memory(sizes.scratch)
-        self.state = memory(sizes.state) if state is None else state
-        self.address = self.memory.ctypes.data
-        self.options.state, self.options.arena = self.state.ctypes.data, self.arena.ctypes.data
-        self.options.scratch = self.scratch.ctypes.data
+    Functions refer to their context, not to their program, so that a program's memory goes with its last user.
+    """
+
+    def __init__(self, library: Library, threads: int):
+        self.library, self.call = library, library.call
+        self.lock, self.flag = threading.Lock(), Flag()
+        self.level = library.level()
         self.is_open = False
-        self.open()
+        self.memory = memory(ctypes.sizeof(ctypes.c_uint64) * 16)
+        self.address = self.memory.ctypes.data
+        self.options = Options(size=ctypes.sizeof(Options), stop=self.flag.address, threads=threads)
+        sizes = self._sizes()
+        self.state, self.arena = memory(sizes.state), memory(sizes.arena)
+        self.options.state, self.options.arena = self.state.ctypes.data, self.arena.ctypes.data
+        self.open(threads)
+        _free_lock_after_fork(self)
 
-    def open(self) -> None:
+    def open(self, threads: int) -> None:
+        """Work with this many threads from now on."""
+        self.close()
+        self.options.threads = threads
+        self.scratch = memory(self._sizes().scratch)
+        self.options.scratch = self.scratch.ctypes.data
         self._check(self.library.open(self.address, ctypes.addressof(self.options)))
         self.is_open = True
 
@@ -139,9 +150,13 @@ class Context:
 
     def inject(self, launch: int | None) -> None:
         """Make steps fail once `launch` launches are done, as if asked to stop: for tests of what is left behind."""
-        self.close()
         self.options.inject = 0 if launch is None else launch + 1
-        self.open()
+        self.open(self.options.threads)
+
+    def _sizes(self) -> Sizes:
+        sizes = Sizes()
+        self._check(self.library.sizes(ctypes.addressof(self.options), ctypes.addressof(sizes)))
+        return sizes
 
     def _check(self, code: int) -> None:
         if code < 0:
@@ -150,3 +165,15 @@ class Context:
     def __del__(self) -> None:
         if getattr(self, "is_open", False):
             self.close()
+
+
+def _free_lock_after_fork(context: Context) -> None:
+    """Another thread may hold the lock when a process forks; in the child that thread is gone."""
+    ref = weakref.ref(context)
+
+    def free() -> None:
+        c = ref()
+        if c is not None and c.lock.locked():
+            c.lock.release()
+
+    os.register_at_fork(after_in_child=free)

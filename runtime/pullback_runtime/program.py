@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import library
 from .errors import ArtifactError
 from .format import Manifest, check_machine, read_manifest
 from .function import Function
-from .interrupt import Flag
 from .state import State, load_state, save_state
 
 INIT = "init"
@@ -46,19 +43,13 @@ class Program:
         check_machine(self.manifest, self.path)
         if not self.manifest.levels:
             raise ArtifactError(f"{self.path}: holds code for no processor")
-        self._library = library.Library(self.path, self.manifest)
-        self.call = self._library.call
-        self.flag = Flag()
-        self.lock = threading.Lock()
         self._threads = check_threads(threads)
-        self.context = library.Context(self._library, self._threads, self.flag.address)
-        self.level = self.manifest.levels[self._library.level()]
+        self.context = library.Context(library.Library(self.path, self.manifest), self._threads)
         self.state = State(self.manifest, self.context.state)
         self.functions = self._functions()
         for name, f in self.functions.items():
             if not hasattr(type(self), name):
                 setattr(self, name, f)
-        _free_lock_after_fork(self)
         self.init(seed)
 
     def _functions(self) -> dict[str, Function]:
@@ -66,7 +57,7 @@ class Program:
         for i, f in enumerate(self.manifest.functions):
             if f.name != INIT:
                 entries.setdefault(f.name, []).append((i, f))
-        return {name: Function(self, name, e) for name, e in entries.items()}
+        return {name: Function(self.context, self.manifest, name, e) for name, e in entries.items()}
 
     def __getattr__(self, name: str):
         if name.startswith("_") or "functions" not in self.__dict__:
@@ -80,19 +71,25 @@ class Program:
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
         status = library.Status()
-        with self.lock:
-            code = self._library.init(self.context.address, seed, ctypes.addressof(status))
+        with self.context.lock:
+            code = self.context.library.init(self.context.address, seed, ctypes.addressof(status))
         if code:
             raise ArtifactError(f"{self.path}: initialisation failed (status {code})")
 
-    def save(self, path: str | os.PathLike, kinds: Sequence[str] | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike,
+        kinds: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the state as a safetensors file, atomically.
 
         kinds: which kinds of state (parameter, buffer, slot, hyper, counter, seed); None: all, so that training
         resumes exactly; ("parameter", "buffer") is what other libraries call a state dict.
+        metadata: texts to keep beside the arrays (`state.read_metadata`).
         """
-        with self.lock:
-            save_state(self.state, Path(path), kinds)
+        with self.context.lock:
+            save_state(self.state, Path(path), kinds, metadata)
 
     def load_state(self, path: str | os.PathLike, prefix: str = "", strict: bool = True) -> list[str]:
         """Read a safetensors file into the state; returns the names that were set.
@@ -101,8 +98,13 @@ class Program:
         strict: every name of the file must be a state, and every parameter and buffer under the prefix in the
         file.  StateError says what does not fit, and then nothing has changed.
         """
-        with self.lock:
+        with self.context.lock:
             return load_state(self.state, Path(path), prefix, strict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the program is to its callers: functions and state, not how they were compiled."""
+        return self.manifest.fingerprint
 
     # ---- threads ---------------------------------------------------------------------------------------
     @property
@@ -113,17 +115,13 @@ class Program:
     @threads.setter
     def threads(self, count: int | None) -> None:
         count = check_threads(count)
-        with self.lock:
-            self.context.close()
-            self.context = library.Context(self._library, count, self.flag.address, state=self.context.state)
+        with self.context.lock:
+            self.context.open(count)
             self._threads = count
-            for f in self.functions.values():
-                for b in f.bindings:
-                    b.block.context = self.context.address
 
     def close(self) -> None:
         """Stop the worker threads.  They start again with the next `threads = ...`; the state stays readable."""
-        with self.lock:
+        with self.context.lock:
             self.context.close()
 
     def __reduce__(self):
@@ -154,15 +152,3 @@ def default_threads() -> int:
     except (OSError, ValueError):
         pass  # no cgroup, or another form of it: the affinity stands
     return min(count, 256)
-
-
-def _free_lock_after_fork(program: Program) -> None:
-    """Another thread may hold the lock when a process forks; in the child that thread is gone."""
-    ref = weakref.ref(program)
-
-    def free() -> None:
-        p = ref()
-        if p is not None and p.lock.locked():
-            p.lock.release()
-
-    os.register_at_fork(after_in_child=free)

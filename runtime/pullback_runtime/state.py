@@ -38,7 +38,7 @@ class State(Mapping[str, np.ndarray]):
         if array.shape != entry.shape:
             raise StateError(f"state {name!r}: expected shape {list(entry.shape)}, got {list(array.shape)}")
         try:
-            self[name][...] = convert(array, entry.dtype, name, "state")
+            self[name][...] = convert(array, entry.dtype, f"state {name!r}")
         except ArgumentError as e:
             raise StateError(str(e)) from None
 
@@ -70,10 +70,25 @@ def _safetensors():
     return safetensors
 
 
-def save_state(state: State, path: Path, kinds: Sequence[str] | None) -> None:
+def save_state(
+    state: State, path: Path, kinds: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
     safetensors = _safetensors()
-    arrays = {n: np.ascontiguousarray(a) for n, a in state.items() if kinds is None or state.entry(n).kind in kinds}
-    write_atomically(path, safetensors.numpy.save(arrays, metadata={"format": "pt"}), durable=True)
+    # ascontiguousarray would turn scalars into vectors.
+    arrays = {n: a.copy(order="C") for n, a in state.items() if kinds is None or state.entry(n).kind in kinds}
+    # "format" is what other readers of safetensors files ask for.
+    data = safetensors.numpy.save(arrays, metadata={"format": "pt", **(metadata or {})})
+    write_atomically(path, data, durable=True)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts that were saved beside the state."""
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="np") as f:
+            return f.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as e:
+        raise StateError(f"{path}: not a readable safetensors file ({e})") from None
 
 
 def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]:
@@ -97,7 +112,7 @@ def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]
             problems.append(f"{key}: expected shape {list(entry.shape)}, got {list(array.shape)}")
             continue
         try:
-            array = convert(array, entry.dtype, key, "state")
+            array = convert(array, entry.dtype, key)
         except ArgumentError as e:
             problems.append(str(e))
             continue
@@ -114,7 +129,7 @@ def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]
         raise StateError(f"{path} does not fit the program: " + "; ".join(problems[:8]) + more)
     for name, array in wanted.items():
         state[name][...] = array
-    return list(wanted)
+    return [n for n in state if n in wanted]
 
 
 def _required(state: State, found: dict[str, np.ndarray], prefix: str) -> list[str]:

@@ -148,7 +148,7 @@ def _function(f: ir.Function, outputs) -> format.Function:
         format.encode_tree(f.outputs),
         f.training,
         f.padded,
-        tuple(format.Print(p.format, tuple(p.results)) for p in getattr(f, "prints", ())),
+        tuple(format.Print(p.format, tuple(p.results)) for p in f.prints),
         f.loc.file,
         f.loc.line,
     )
