@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from ..errors import DTypeError, ShapeError
-from ..graph.graph import Graph, Node, make, topological
+from ..graph.graph import Graph, Node, make, recording, topological
 from ..graph.types import TensorType, u32
 from ..ops.leaf import Input, Iota, Item
 from ..ops.movement import Movement
@@ -43,16 +43,17 @@ def scan(f: Callable, init, xs=None, length: int | None = None, reverse: bool = 
     around = iteration()
     token = _iteration.set(count if around is None else around * n + count)
     try:
-        result = f(unflatten(carry_tree, carry_inputs), unflatten(x_tree, x_inputs))
+        with recording() as inside:
+            result = f(unflatten(carry_tree, carry_inputs), unflatten(x_tree, x_inputs))
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise ShapeError(f"scan: expected f to return (carry, y), got {type(result).__name__}")
+            next_carry = _next_carry(result[0], carries, carry_tree, init)
+            y_leaves, y_tree = flatten(result[1])
+            outputs = [c.node for c in (*next_carry, *map(asarray, y_leaves))]
     finally:
         _iteration.reset(token)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ShapeError(f"scan: expected f to return (carry, y), got {type(result).__name__}")
-    next_carry = _next_carry(result[0], carries, carry_tree, init)
-    y_leaves, y_tree = flatten(result[1])
-    outputs = [c.node for c in (*next_carry, *map(asarray, y_leaves))]
     own = [x.node for x in (*carry_inputs, *x_inputs, count)]
-    captured, order = _captured(own, outputs)
+    captured, order = _captured(own, outputs, inside)
     constants = {node: _input(f"constant{i}", node.type).node for i, node in enumerate(captured)}
     outputs = substitute(outputs, dict(constants))
     if count.node in order:
@@ -97,11 +98,11 @@ def _next_carry(given, carries: list[Tensor], tree, init) -> list[Tensor]:
     return result
 
 
-def _captured(own: list[Node], outputs: list[Node]) -> tuple[list[Node], set[Node]]:
+def _captured(own: list[Node], outputs: list[Node], inside: set[Node]) -> tuple[list[Node], set[Node]]:
     """The nodes that the body takes from outside, and all that it reaches.
 
-    Whatever does not depend on the loop is computed before it, but for leaves and movement, which cost nothing
-    inside and may be large outside.
+    Whatever does not depend on the loop is computed before it, but for leaves and movement made inside, which cost
+    nothing there and may be large outside.  What was made outside must be taken: a script may differentiate by it.
     """
     order = topological((), tuple(outputs))
     varying = set(own)
@@ -115,8 +116,8 @@ def _captured(own: list[Node], outputs: list[Node]) -> tuple[list[Node], set[Nod
         if n in seen:
             continue
         seen.add(n)
-        if n in varying or isinstance(n.op, Movement):
+        if n in varying or (n in inside and (isinstance(n.op, Movement) or not n.inputs)):
             stack += n.inputs
-        elif n.inputs or isinstance(n.op, Input):
+        else:
             captured[n] = None
     return list(captured), set(order)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError, TraceError
 from ..graph.graph import Node, make
-from ..graph.types import i64
+from ..graph.types import i32, i64
 from ..ops.indexing import Gather
 from ..ops.movement import Flip, Reshape, Slice
 from .promotion import broadcast, broadcast_shapes, cast, constant
@@ -26,8 +26,8 @@ def getitem(x: Tensor, key) -> Tensor:
             shape.append(1)
             continue
         n = x.shape[d]
-        if isinstance(item, Node):
-            tensors.append((len(shape), item))
+        if isinstance(item, Tensor | np.ndarray):
+            tensors.append((len(shape), index_tensor(item, n).node))
             shape.append(n)
             lo, hi, by = 0, n, 1
         elif isinstance(item, slice):
@@ -52,7 +52,7 @@ def getitem(x: Tensor, key) -> Tensor:
 
 
 def _expand(shape: tuple[int, ...], key: tuple) -> list:
-    """The key with the ellipsis spelled out and every index as int, slice, None or integer node."""
+    """The key with the ellipsis spelled out and every index as int, slice, None or integer tensor or array."""
     items = [_item(k) for k in key]
     given = sum(k is not None and k is not Ellipsis for k in items)
     if sum(k is Ellipsis for k in items) > 1:
@@ -70,12 +70,34 @@ def _item(k):
         raise DTypeError("a bool is no index")
     if isinstance(k, int | np.integer):
         return int(k)
-    node = k.node if isinstance(k, Tensor) else constant(k)
-    if node.dtype.kind == "b":
+    if isinstance(k, Tensor):
+        array, kind = k, k.dtype.kind
+    else:
+        try:
+            array = np.asarray(k)
+        except ValueError:
+            raise DTypeError(f"expected integer indices, got {k!r}") from None
+        kind = array.dtype.kind
+    if kind == "b":
         raise TraceError("x[mask]: the result's shape would depend on values; use where(mask, x, other) instead")
-    if not node.dtype.is_integer:
-        raise DTypeError(f"expected integer indices, got {node.dtype}")
-    return node
+    if kind not in "iu" and array.size:
+        raise DTypeError(f"expected integer indices, got {array.dtype}")
+    return array
+
+
+def index_tensor(indices, size: int) -> Tensor:
+    """Integer indices for an axis; those known now are checked and counted from 0."""
+    if isinstance(indices, Tensor):
+        if not indices.dtype.is_integer:
+            raise DTypeError(f"expected integer indices, got {indices.dtype}")
+        return indices
+    array = np.asarray(indices)
+    if array.size and array.dtype.kind not in "iu":
+        raise DTypeError(f"expected integer indices, got {array.dtype}")
+    bad = (array < -size) | (array >= size)
+    if bad.any():
+        raise ShapeError(f"index {array[bad].flat[0]} is out of range for an axis of size {size}")
+    return Tensor(constant(np.where(array < 0, array + size, array), i32))
 
 
 def _bounds(s: slice, n: int) -> tuple[int, int, int, int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ..errors import DTypeError, ShapeError
+from ..errors import ShapeError
 from ..graph.graph import make
-from ..graph.types import bool_, i32
+from ..graph.types import bool_
 from ..ops import indexing as ix
 from ..ops.elementwise import Select
 from ..ops.op import Op
 from ..ops.ordered import ArgSort, Sort
 from ..ops.reduction import ArgMax, ArgMin
 from .creation import asarray
+from .indexing import index_tensor
 from .manipulation import axis_of, broadcast_axes, expand_dims, reshape
 from .promotion import broadcast, broadcast_shapes, cast, promoted
 from .reductions import sum
@@ -94,7 +95,7 @@ def take(x, indices, /, *, axis: int | None = None) -> Tensor:
     if axis is None and x.ndim != 1:
         raise ShapeError(f"take: say which axis of {list(x.shape)}")
     axis = axis_of(0 if axis is None else axis, x.ndim)
-    return gather(x, _indices(indices, x.shape[axis]), axis)
+    return gather(x, index_tensor(indices, x.shape[axis]), axis)
 
 
 def take_along_axis(x, indices, /, *, axis: int = -1) -> Tensor:
@@ -104,30 +105,13 @@ def take_along_axis(x, indices, /, *, axis: int = -1) -> Tensor:
     """
     x = asarray(x)
     axis = axis_of(axis, x.ndim)
-    index = _indices(indices, x.shape[axis])
+    index = index_tensor(indices, x.shape[axis])
     if index.ndim != x.ndim:
         raise ShapeError(f"take_along_axis: expected indices with {x.ndim} axes, got {list(index.shape)}")
     others = [(*t.shape[:axis], 1, *t.shape[axis + 1 :]) for t in (x, index)]
     shape = broadcast_shapes(*others)
     nodes = [broadcast(t.node, (*shape[:axis], t.shape[axis], *shape[axis + 1 :])) for t in (x, index)]
     return emit(ix.GatherAlong(axis), *nodes)
-
-
-def _indices(indices, size: int) -> Tensor:
-    """Integer indices; those known now are checked and counted from 0."""
-    if isinstance(indices, Tensor):
-        if not indices.dtype.is_integer:
-            raise DTypeError(f"expected integer indices, got {indices.dtype}")
-        return indices
-    import numpy as np
-
-    array = np.asarray(indices)
-    if array.size and array.dtype.kind not in "iu":
-        raise DTypeError(f"expected integer indices, got {array.dtype}")
-    bad = (array < -size) | (array >= size)
-    if bad.any():
-        raise ShapeError(f"index {array[bad].flat[0]} is out of range for an axis of size {size}")
-    return asarray(np.where(array < 0, array + size, array), dtype=i32)
 
 
 def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:

@@ -97,7 +97,27 @@ def current_loc() -> Loc:
 def make(op: Op, *inputs: Node, loc: Loc | None = None, tag: int = 0) -> Node:
     """A checked node: the op infers the type from its inputs' types or raises a `ScriptError`."""
     loc = loc or current_loc()
-    return Node(op, inputs, op.infer(*(x.type for x in inputs)), loc, tag)
+    node = Node(op, inputs, op.infer(*(x.type for x in inputs)), loc, tag)
+    made = _made.get()
+    if made is not None:
+        made.add(node)
+    return node
+
+
+_made: ContextVar[set[Node] | None] = ContextVar("pullback_made", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[set[Node]]:
+    """The nodes that `make` makes inside: what the body of a loop may keep to itself."""
+    outer, made = _made.get(), set()
+    token = _made.set(made)
+    try:
+        yield made
+    finally:
+        _made.reset(token)
+        if outer is not None:
+            outer |= made
 
 
 @dataclass(frozen=True, eq=False)
