@@ -321,7 +321,7 @@ def test_state_is_the_memory_itself(demo, x, index):
     assert m.shape == (2, 3) and m.strides == (4, 8)  # stored transposed
     m[...] = np.arange(6).reshape(2, 3)
     assert demo.context.state[256:280].view(np.float32).tolist() == [0, 3, 1, 4, 2, 5]
-    with pytest.raises(KeyError, match="no state 'v'; there are w, m, rng.seed"):
+    with pytest.raises(KeyError, match=r"no state 'v'; there are w, m, rng\.seed"):
         demo.state["v"]
 
 
@@ -338,7 +338,7 @@ def test_setting_state_checks(demo):
     assert demo.state["w"][5] == 5
     with pytest.raises(rt.StateError, match=r"state 'w': expected shape \[64\], got \[3\]"):
         demo.state["w"] = np.zeros(3)
-    with pytest.raises(rt.StateError, match="state 'rng.seed': expected u32, got float64"):
+    with pytest.raises(rt.StateError, match=r"state 'rng\.seed': expected u32, got float64"):
         demo.state["rng.seed"] = np.zeros(2)
 
 
@@ -453,7 +453,7 @@ def test_one_program_from_several_threads(path, index):
 
 
 def test_pickling_is_refused(demo):
-    with pytest.raises(TypeError, match="a loaded program cannot be pickled: load .* in the other process"):
+    with pytest.raises(TypeError, match=r"a loaded program cannot be pickled: load .* in the other process"):
         pickle.dumps(demo)
 
 

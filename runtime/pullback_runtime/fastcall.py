@@ -21,7 +21,7 @@ _MISSING = object()
 """Stands for inputs that are not given."""
 
 _TEMPLATE = """
-def {name}(_function, {parameters}*_rest, **_unknown):
+def call(_function, {parameters}*_rest, **_unknown):
     if not _rest and not _unknown:
         try:
             _capsules = ({inputs}{outputs})
@@ -77,7 +77,6 @@ def make_fast_path(binding: Binding) -> Callable:
         outputs += f"(_result{i} := _empty(_shape{i}, _dtype{i})).__array_struct__, "
     results = ", ".join(f"_result{i}" for i in range(len(entry.results)))
     source = _TEMPLATE.format(
-        name=entry.name if entry.name.isidentifier() else "function",
         parameters="".join(f"{n}=_missing, " for n in names),
         inputs="".join(f"{n}.__array_struct__, " for n in names),
         outputs=outputs,
@@ -85,7 +84,7 @@ def make_fast_path(binding: Binding) -> Callable:
         positional="".join(f"{n}, " for n in names),
     )
     exec(compile(source, f"<call of {entry.name}>", "exec"), scope)
-    return scope[entry.name if entry.name.isidentifier() else "function"]
+    return scope.pop("call")  # popped: a function in its own globals would be a cycle
 
 
 def _given(names: list[str], args: tuple, unknown: dict) -> tuple[tuple, dict]:
