@@ -124,13 +124,14 @@ def schedule_contraction(kernel: Kernel, target: Target, tiling: Tiling | None =
         for axis in ("j", "i", "jp"):
             kernel = sink(kernel, axis, past=("kc",))
         kernel = place(kernel, c.acc, "local")
-    kernel = _pack_rows(kernel, c, t, a, "kc" if t.carry_k else ("ic", *c.outer)[-1], lanes)
     at_panel = t.carry_k or not stretch
     if at_panel:
         kernel = _pack_columns(kernel, c, t, b, "jp", c.reduced, lanes)
 
     # The register tile.
     kernel = split(kernel, "i", t.mr, "it", "i", tail="even")
+    if t.pack_a:
+        kernel = _pack_rows(kernel, c, t, a, "kc" if t.carry_k else ("ic", *c.outer)[-1], lanes)
     kernel = sink(kernel, "j", cut=_stores_to("out"))
     kernel = sink(kernel, "i", stop=("j",), cut=_stores_to("out"))
     if not at_panel:
@@ -166,13 +167,14 @@ def _epilogue(kernel: Kernel) -> list[Store]:
 
 
 def _pack_rows(kernel: Kernel, c: Contraction, t: Tiling, operand, at: str, lanes: int) -> Kernel:
-    """Copy a block of the row operand as it lies, so that rows are near each other."""
-    if not t.pack_a:
-        return kernel
-    along_i = _unit(kernel, operand, "i")
-    axes = (*c.reduced, "i") if along_i else ("i", *c.reduced)
-    kernel = pack(kernel, operand, axes, at, "block", pad=lanes)
-    return _vector_copy(kernel, f"{axes[-1]}_block", lanes)
+    """Copy a block of the row operand, tile after tile, so that a tile walks it from end to end."""
+    if _unit(kernel, operand, "i"):
+        kernel = pack(kernel, operand, ("it", *c.reduced, "i"), at, "block", pad=("it", lanes))
+        kernel = sink(kernel, "it_block", past=[f"{k}_block" for k in c.reduced])  # read whole rows
+        kernel = bind(split(kernel, "it_block", 8, "ib_block", "it_block"), it_block="unroll")
+        return _vector_copy(kernel, "i_block", min(lanes, 1 << (t.mr - 1).bit_length()))
+    kernel = pack(kernel, operand, ("it", "i", *c.reduced), at, "block", pad=("i", lanes))
+    return _vector_copy(kernel, f"{c.reduced[-1]}_block", lanes)
 
 
 def _pack_columns(
@@ -184,7 +186,7 @@ def _pack_columns(
     k = reduced[-1]
     transposed = lanes > 1 and _unit(kernel, operand, k) and not _unit(kernel, operand, "j")
     if transposed and not all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand)):
-        kernel = pack(kernel, operand, ("j", *reduced), at, "rows", pad=lanes)
+        kernel = pack(kernel, operand, ("j", *reduced), at, "rows", pad=("j", lanes))
         kernel = _vector_copy(kernel, f"{k}_rows", lanes)
     kernel = pack(kernel, operand, (*reduced, "j"), at, "panel")
     if not transposed:
@@ -211,9 +213,14 @@ def _unit(kernel: Kernel, operand, axis: str) -> bool:
 
 
 def _vector_copy(kernel: Kernel, axis: str, lanes: int) -> Kernel:
+    """The copy's loop in vectors, a few at a time."""
     if lanes == 1:
         return kernel
-    return bind(split(kernel, axis, lanes, f"{axis}_v", axis, tail="mask"), **{axis: "vector"})
+    n = extents_of(kernel)[axis]
+    if n > 4 * lanes:
+        kernel = split(kernel, axis, 4 * lanes, f"{axis}_g", axis)
+    kernel = split(kernel, axis, lanes, f"{axis}_v", axis, tail="mask")
+    return bind(kernel, **{f"{axis}_v": "unroll", axis: "vector"})
 
 
 def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
@@ -340,24 +347,39 @@ def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
     pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
     pack_b = pack_b or (tiles >= 4 and k >= 64 and (conflicts(b) or n * k * size > 1 << 20))
     pack_a = not plain(a) or (panels >= 3 and k >= 64 and conflicts(a))
-    carry_k = pack_b and tiles >= 4 and k > 1024 and len(c.reduced) == 1
-    kc = ceil(k / ceil(k / 512)) if carry_k else k
-    if pack_b and tiles == 1 and len(c.reduced) == 1:
-        kc = min(k, 256)  # each panel is used once: keep it near
-    if len(c.reduced) > 1:
-        kc = extents[last]
-
+    single = len(c.reduced) == 1
     want = max(1, min(BLOCKS, 2 * m * n * k * outer // BLOCK_FLOPS)) / outer
-    fit = max(8, target.l2 // 2 // (size * kc) // mr)  # row tiles of which `a` stays in the second-level cache
-    least = ceil(tiles / fit) if panels > 1 else 1
-    cb = parts(panels, want / least)
-    if pack_b:  # cutting rows repeats the packing
-        want = min(want, max(4.0, cb))
-    rb = parts(tiles, max(least, want / cb))
+    kc, carry_k = extents[last], False
+    if pack_a:
+        # A block of rows and a panel live in the second-level cache; packing rows pays from 128 columns on.
+        if single and k > 1024 and tiles >= 4:
+            kc, carry_k = stretch(k, 256), True
+        rows = ceil(m / (256 if m < 2048 else 512))
+        want = min(want, 8 / outer)
+        cb = parts(panels, max(n / 512, min(want / rows, n // 128)), max(1, n // 128))
+        rb = parts(tiles, max(rows, want / cb))
+    elif single and pack_b and tiles >= 4 and (k > 4096 or m * k * size > 8 << 20):
+        # The rows that all panels walk do not stay in the third-level cache.
+        kc, carry_k = stretch(k, 512), True
+        rb = parts(tiles, m / 512)
+        cb = parts(panels, max(n / 256, want / rb))
+    else:
+        if single and pack_b and tiles == 1:
+            kc = stretch(k, 256)  # each panel is used once: keep it near
+        cb = parts(panels, want)
+        if pack_b:  # cutting rows repeats the packing of panels
+            want = min(want, max(4 / outer, cb))
+        rb = parts(tiles, want / cb)
     return Tiling(mr, nv, ceil(tiles / rb) * mr, ceil(panels / cb) * nr, kc, pack_a, pack_b, carry_k)
 
 
-def parts(total: int, want: float) -> int:
+def stretch(k: int, about: int) -> int:
+    """k in even parts of about this size."""
+    return ceil(k / ceil(k / about))
+
+
+def parts(total: int, want: float, most: int | None = None) -> int:
     """Into how many parts to cut: about `want`, more where it comes out even."""
-    low = max(1, min(total, ceil(want)))
-    return min(range(low, min(total, 2 * low) + 1), key=lambda n: (total % n != 0, n))
+    high = max(1, min(total, total if most is None else most))
+    low = max(1, min(high, ceil(want)))
+    return min(range(low, min(high, 2 * low) + 1), key=lambda n: (total % n != 0, n))

@@ -191,65 +191,76 @@ def pack(
     axes: tuple[str, ...],
     at: str,
     dst: str,
-    pad: int = 0,
+    pad: tuple[str, int] = ("", 0),
     space: str = "local",
 ) -> Kernel:
     """Evaluate an operand over `axes` (dimensions of `dst`, in any order: a transposition) in the loop `at`,
-    before its first use, and read the copy instead.  The copy's axes are `<axis>_<dst>`; rows are `pad` longer.
+    before its first use, and read the copy instead.  The copy's axes are `<axis>_<dst>`.  pad=(axis, n): n
+    elements of room between one index of that axis and the next, against cache conflicts.
 
-    The operand may be any expression; it may not read what the loop writes later, and inside of `at` it may move
-    with `axes` only.
+    The operand may be any expression; it may not read what the loop writes later, and inside of `at` it may
+    move with `axes` only.  Where peeled copies inside of `at` have operands of their own, each gets a buffer
+    (`dst`, `dst2`, ...).
     """
-    shape = [0] * len(axes)
+    shapes: list[list[int]] = []
     names = {a: f"{a}_{dst}" for a in axes}
     fresh(kernel, *names.values())
     dtype = None
 
     def f(s: Loop) -> tuple[Stmt, ...]:
         nonlocal dtype
-        found = {e for t in stores(s.body) if (e := operand(t)) is not None}
-        if not found:
-            return (s,)
-        if len(found) != 1:
-            raise ScheduleError(f"{kernel.name}: {len(found)} different operands at '{at}'")
-        (e,) = found
-        dtype = e.dtype
+        body = s.body
+        found = list(dict.fromkeys(e for t in stores(body) if (e := operand(t)) is not None))
+        for n, e in enumerate(found):
+            dtype = e.dtype
+            body = one(body, e, n)
+        return (replace(s, body=body),) if found else (s,)
+
+    def one(body: tuple[Stmt, ...], e: Expr, n: int) -> tuple[Stmt, ...]:
+        def uses(stmts) -> bool:
+            return any(operand(u) == e for u in stores(stmts))
+
         inside: dict[str, int] = {}
-        for t in walk(s.body):
-            if isinstance(t, Loop) and operand_inside(t):
+        for t in walk(body):
+            if isinstance(t, Loop) and uses(t.body):
                 inside[t.axis] = max(inside.get(t.axis, 0), constant_extent(t))
         if moves := axes_in(e) & set(inside) - set(axes):
             raise ScheduleError(f"{kernel.name}: the operand also moves with '{min(moves)}' inside of '{at}'")
-        first = next(n for n, t in enumerate(s.body) if any(operand(u) is not None for u in stores((t,))))
-        if changed := {x.buffer for x in loads(e)} & written(s.body[first:]):
-            raise ScheduleError(f"{kernel.name}: '{min(changed)}' changes inside of '{at}'")
         if missing := set(axes) - set(inside):
             raise ScheduleError(f"{kernel.name}: no loop over '{min(missing)}' inside of '{at}'")
-        shape[:] = map(max, shape, (inside[a] for a in axes))
-        copy: tuple[Stmt, ...] = (Store(dst, tuple(map(A, axes)), e),)
-        copy = subst(copy, {a: A(n) for a, n in names.items()})
+        first = next(i for i, t in enumerate(body) if uses((t,)))
+        if changed := {x.buffer for x in loads(e)} & written(body[first:]):
+            raise ScheduleError(f"{kernel.name}: '{min(changed)}' changes inside of '{at}'")
+        if n == len(shapes):
+            shapes.append([0] * len(axes))
+        shapes[n] = list(map(max, shapes[n], (inside[a] for a in axes)))
+        name = dst if n == 0 else f"{dst}{n + 1}"
+        copy: tuple[Stmt, ...] = (Store(name, tuple(map(A, axes)), e),)
+        copy = subst(copy, {a: A(b) for a, b in names.items()})
         for a in reversed(axes):
             copy = (Loop(names[a], inside[a], "parallel", copy),)
-        use = Load(dst, tuple(map(A, axes)), e.dtype)
+        use = Load(name, tuple(map(A, axes)), e.dtype)
 
         def swap(t: Stmt) -> tuple[Stmt, ...]:
-            if not isinstance(t, Store) or operand(t) is None:
+            if not isinstance(t, Store) or operand(t) != e:
                 return (t,)
             return (map_store(t, lambda x: use if x == e else x),)
 
-        return (replace(s, body=s.body[:first] + copy + map_stmts(s.body[first:], swap)),)
-
-    def operand_inside(t: Loop) -> bool:
-        return any(operand(u) is not None for u in stores(t.body))
+        return body[:first] + copy + map_stmts(body[first:], swap)
 
     kernel = on_loops(kernel, at, f)
     if dtype is None:
         raise ScheduleError(f"{kernel.name}: no operand to pack at '{at}'")
-    strides = ()
-    if pad:
-        row = shape[-1] + pad
-        strides = (*(row * prod(shape[d + 1 : -1]) for d in range(len(shape) - 1)), 1)
-    return replace(kernel, locals=(*kernel.locals, Buffer(dst, tuple(shape), dtype, space, strides)))
+    packed = []
+    for n, shape in enumerate(shapes):
+        strides, step = [], 1
+        for a, size in zip(reversed(axes), reversed(shape), strict=True):
+            step += pad[1] if a == pad[0] else 0
+            strides.append(step)
+            step *= size
+        name = dst if n == 0 else f"{dst}{n + 1}"
+        packed.append(Buffer(name, tuple(shape), dtype, space, tuple(reversed(strides)) if pad[1] else ()))
+    return replace(kernel, locals=(*kernel.locals, *packed))
 
 
 # ---- carry and spill ------------------------------------------------------------------------------------
@@ -265,8 +276,9 @@ def carry(kernel: Kernel, buffer: str, axes: tuple[str, ...], at: str, dst: str)
 
     def f(s: Loop) -> tuple[Stmt, ...]:
         touched = [t for t in stores(s.body) if buffer in {t.buffer, *(x.buffer for e in exprs(t) for x in loads(e))}]
-        if not any(any(x.buffer == buffer for e in exprs(t) for x in loads(e)) for t in touched):
-            return (s,)  # only written: nothing to carry
+        reads = any(x.buffer == buffer for t in touched for e in exprs(t) for x in loads(e))
+        if not reads or not any(t.buffer == buffer for t in touched):
+            return (s,)  # only written or only read: nothing to carry
         indices = {t.index for t in touched if t.buffer == buffer}
         indices |= {x.index for t in touched for e in exprs(t) for x in loads(e) if x.buffer == buffer}
         if len(indices) != 1:
