@@ -171,8 +171,8 @@ class _Sweep:
         late = set(self.graph.outputs[len(self.graph.outputs) - writes :])
         for n in reversed(self.graph.nodes):
             users = self.users[n]
-            if users and n not in late and n not in self.must and all(u in late for u in users):
-                if isinstance(n.op, Pointwise) and all(isinstance(u.op, Pointwise) for u in users):
+            if users and n not in self.must and all(u in late and isinstance(u.op, Pointwise) for u in users):
+                if isinstance(n.op, Pointwise):
                     late.add(n)
         return late
 
@@ -257,9 +257,9 @@ class _Sweep:
     def _view(self, n: Node) -> bool:
         """A reshape of what is in memory anyway is free; one that merges axes must be."""
         x = n.inputs[0]
-        if x in self.leaf or not factors(n):
+        if not factors(n) or (x in self.leaf and n in self.must):
             return True
-        if x not in self.must:
+        if x in self.leaf or x not in self.must:
             return False
         g = self.find(self.carry[x])
         return not self._aligned(g, n, follow(self.dims[x], n, 0))
@@ -387,7 +387,8 @@ class _Sweep:
             carried.append(x)
             g = self.find(self.carry[x])
             dims = follow(self.dims[x], n, i)
-            if found.get(g, dims) != dims or self.depth[x] >= DEPTH or not self._accepts(g, n, dims):
+            picked = i == 0 and isinstance(n.op, Gather | GatherAlong) and not gatherable(x, ())
+            if found.get(g, dims) != dims or self.depth[x] >= DEPTH or picked or not self._accepts(g, n, dims):
                 blocked.append(g)
             found.setdefault(g, dims)
         self.price[n] = min(getattr(n.op, "cost", 1) + sum(self.price[x] for x in n.inputs), 1 << 16)
@@ -425,7 +426,7 @@ class _Sweep:
         # n repeats a map's value along new axes: rows, if these come last and there are enough.
         if g.kind != "map" or g.finished or g.late or prod(g.extents.values()) < ROWS:
             return False
-        first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m > 1)
+        first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m != 1)
         return all(i < 0 for i in dims[first:]) and all(i in dims for i in g.extents)
 
     def _choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:

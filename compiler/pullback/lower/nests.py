@@ -41,6 +41,7 @@ from ..kernel.kernel import (
     stores,
 )
 from ..ops.indexing import Gather, GatherAlong
+from ..ops.movement import Movement
 from ..ops.op import Elementwise
 from ..ops.reduction import Reduction
 from .contract import accumulate
@@ -387,31 +388,31 @@ def _rows(w: Writer) -> list[Stmt]:
 
 def _levels(w: Writer) -> None:
     """Which stage computes each reduction, and which values are worth keeping from one stage to later ones."""
-    staged = set(w.group.staged)
+    staged, rows = set(w.group.staged), prod(w.group.rows)
+    below = {n: () if n in w.cone.external or n in w.cone.chunked else n.inputs for n in w.cone.nodes}
     level: dict[Node, int] = {}
     price: dict[Node, int] = {}
     for n in w.cone.nodes:
-        if n in w.cone.external or n in w.cone.chunked:
-            level[n] = price[n] = int(n in w.cone.chunked)
-            continue
-        level[n] = max((level[x] for x in n.inputs), default=0) + (n in staged)
-        own = getattr(n.op, "cost", 0)
-        price[n] = 0 if n in staged else min(own + sum(price[x] for x in n.inputs), 1 << 20)
+        level[n] = max((level[x] for x in below[n]), default=0) + (n in staged)
+        # What does not move within a row is a scalar, computed once.
+        own = 0 if n in staged or n.type.size <= rows else getattr(n.op, "cost", 0)
+        price[n] = min(own + sum(price[x] for x in below[n] if x not in staged), 1 << 16) if own else 0
+        if isinstance(n.op, Movement):
+            price[n] = price[n.inputs[0]] if below[n] else 0
     w.level = level
-    used: dict[Node, set[int]] = {n: set() for n in w.cone.nodes}
     last = max(level.values(), default=0) + 1
+    used: dict[Node, set[int]] = {n: set() for n in w.cone.nodes}
     for v in w.group.outputs:
         used[v].add(last)
     for v in w.group.sinks:
         used[v.inputs[0]].add(last)
     for n in reversed(w.cone.nodes):
-        if n in w.cone.external or n in w.cone.chunked or n in w.group.sinks:
+        if n in w.group.sinks:
             continue
         stages = {level[n]} if n in staged else used[n]
-        for x in n.inputs:
-            used[x] |= stages
-    rows = prod(w.group.rows)
-    for n in w.cone.nodes:
-        fits = n.type.size > rows and isinstance(n.op, Elementwise) and n not in w.cone.external
-        if fits and len(used[n]) > 1 and price[n] >= DEAR and n not in staged:
+        dear = len(stages) > 1 and price[n] >= DEAR and n not in staged and n.type.size > rows
+        if dear and isinstance(n.op, Elementwise) and below[n]:
             w.keep.add(n)
+            stages = {min(stages)}  # later stages read what the first one keeps
+        for x in below[n]:
+            used[x] |= stages
