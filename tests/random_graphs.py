@@ -54,8 +54,8 @@ def random_graph(rng: random.Random, nodes: int = 12, exact: bool = True, dtypes
 def graphs(exact: bool = True, max_nodes: int = 14, **kwargs) -> st.SearchStrategy[Graph]:
     """Hypothesis strategy of `random_graph`."""
     return st.builds(
-        lambda rng, nodes: random_graph(rng, nodes, exact, **kwargs),
-        st.randoms(use_true_random=False),
+        lambda seed, nodes: random_graph(random.Random(seed), nodes, exact, **kwargs),
+        st.integers(0, 2**32 - 1),
         st.integers(1, max_nodes),
     )
 

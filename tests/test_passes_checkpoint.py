@@ -94,6 +94,11 @@ def test_other_rectifiers(condition, result):
     assert kept(after) == ["select"] * 3
 
 
+def test_a_result_that_does_not_show_the_condition():
+    _, after = check(lambda k, z, *_: xp.where(z <= 0, 1, z))
+    assert kept(after) == ["le", "select"] * 3
+
+
 def test_a_negative_slope_does_not_show_the_sign():
     _, after = check(lambda k, z, *_: xp.where(z > 0, z, z * -0.5))
     assert kept(after) == ["gt", "select"] * 3  # one byte of mask rather than four of z
@@ -132,9 +137,7 @@ def test_layer_norm_keeps_statistics_and_input():
         return centred / xp.sqrt(xp.mean(centred * centred, axis=1, keepdims=True) + 1e-5)
 
     _, after = check(norm)
-    assert (
-        kept(after) == ["sub", "sqrt", "div"] * 3
-    )  # z - mean, the deviation of each row, the result for the next layer
+    assert kept(after) == ["sub", "sqrt", "div"] * 3  # z - mean, each row's deviation, the next input
 
 
 def test_values_of_the_same_kernel_are_not_computed_again():

@@ -14,7 +14,7 @@ ALONE = [passes.settle, passes.cse, passes.simplify, passes.fold, passes.dce]
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_same_meaning(exact, data):
     graph = data.draw(graphs(exact))
