@@ -40,7 +40,6 @@ GLOBALS = """
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join(i64, ptr)
 declare i64 @syscall(i64, ...)
-declare void @llvm.x86.sse2.pause()
 """
 
 ATTRIBUTES = """

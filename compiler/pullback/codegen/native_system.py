@@ -92,7 +92,7 @@ def changes() -> Function:
     with f.count_to(0, SPIN):
         with f.when((f["control"].load(order="acquire") >> 32) != f["number"]):
             f.ret(1)
-        f.line("call void @llvm.x86.sse2.pause()")
+        f.line('call void asm sideeffect "pause", "~{memory},~{dirflag},~{fpsr},~{flags}"()')
     f.ret(0)
     return f
 
