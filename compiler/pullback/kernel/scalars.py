@@ -85,6 +85,20 @@ def _remainder(a, b):
     return np.where(b == 0, 0, np.remainder(a, np.where(b == 0, 1, b))).astype(np.asarray(a).dtype)
 
 
+def _pow(a, b):
+    """Integers wrap; a negative exponent gives the integer part of the inverse, and 0 for 0."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype.kind == "f":
+        return np.power(a, b)
+    one = a.dtype.type(1)
+    result = np.power(a, np.maximum(b, 0).astype(b.dtype))
+    if a.dtype.kind == "u":
+        return result
+    sign = np.where(b % 2 == 0, one, -one)
+    inverse = np.where(a == 1, one, np.where(a == -1, sign, 0))
+    return np.where(b < 0, inverse, result).astype(a.dtype)[()]
+
+
 def _shift(direction):
     def shift(a, b):
         a = np.asarray(a)
@@ -118,7 +132,7 @@ _ALL: list[Scalar] = [
     Scalar("minimum", 2, np.minimum, "fiub"),
     Scalar("floordiv", 2, _floordiv, "fiu", cost=8),
     Scalar("remainder", 2, _remainder, "fiu", cost=10),
-    Scalar("pow", 2, np.power, "fiu", cost=40),
+    Scalar("pow", 2, _pow, "fiu", cost=40),
     Scalar("atan2", 2, np.arctan2, "f", cost=30),
     Scalar("copysign", 2, np.copysign, "f"),
     Scalar("nextafter", 2, np.nextafter, "f", cost=4),
