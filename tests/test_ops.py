@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from op_samples import Sample, evaluations, samples
@@ -304,3 +307,18 @@ def test_lowered_random_is_one_expression_of_its_counters():
     node = make(random.Random(1, (4, 3)), seed, step)
     expr = node.op.lower(node, (A("i"), A("j")), lambda i, index, **_: Load(str(i), index, u32))
     assert isinstance(expr, Apply) and expr.dtype is u32
+
+
+def test_the_worked_example_of_the_documentation():
+    page = (Path(__file__).parent.parent / "docs" / "adding-an-op.md").read_text()
+    script: dict[str, object] = {"__name__": "example"}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(block, "adding-an-op.md", "exec"), script)
+        sample = script["sample"]
+        test_evaluates_to_the_inferred_type_in_every_way(sample)
+        test_lowering_hook_means_the_same(sample)
+        test_derivatives(sample)
+        assert evaluate(sample.graph(), list(sample.arrays))[0].tolist() == [[0.25] * 3] * 2
+    finally:
+        OPS.pop("squared_difference", None)

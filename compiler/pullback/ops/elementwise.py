@@ -1,78 +1,136 @@
 """Element-wise ops: one class per scalar function of `kernel/scalars.py`, of the same name.
 
 Inputs have equal shapes and, but for `Select`, equal dtypes: the DSL broadcasts and promotes beforehand.
-A class says its derivative; meaning, cost and allowed types come from the scalar table.
+A class says its derivative; meaning, cost and allowed types come from the scalar table.  Here are arithmetic,
+selection and conversion; the others are in `functions.py` and `predicates.py`, and all can be had from here.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DTypeError, ShapeError
-from ..graph.types import DType, TensorType, bool_
+from ..errors import DTypeError
+from ..graph.types import DType, TensorType
 from ..kernel.kernel import apply
-from ..kernel.scalars import SCALARS
 from . import rules as F
+from .functions import (
+    Acos,
+    Acosh,
+    Asin,
+    Asinh,
+    Atan,
+    Atanh,
+    Cos,
+    Cosh,
+    Erf,
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Log2,
+    Log10,
+    Sin,
+    Sinh,
+    Sqrt,
+    Tan,
+    Tanh,
+)
 from .op import Elementwise, register
+from .predicates import (
+    And,
+    Ceil,
+    Eq,
+    Floor,
+    Ge,
+    Gt,
+    IsFinite,
+    IsInf,
+    IsNan,
+    Le,
+    Lt,
+    MulHi,
+    Ne,
+    Not,
+    Or,
+    Round,
+    Shl,
+    Shr,
+    SignBit,
+    Trunc,
+    Xor,
+)
+from .scalar import Flat, Scalar, same_shape
 
-_KINDS = {"f": "float", "i": "signed integer", "u": "unsigned integer", "b": "bool"}
+__all__ = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Add",
+    "And",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atan2",
+    "Atanh",
+    "Bitcast",
+    "Cast",
+    "Ceil",
+    "CopySign",
+    "Cos",
+    "Cosh",
+    "Div",
+    "Eq",
+    "Erf",
+    "Exp",
+    "Expm1",
+    "Flat",
+    "Floor",
+    "FloorDiv",
+    "Ge",
+    "Gt",
+    "IsFinite",
+    "IsInf",
+    "IsNan",
+    "Le",
+    "Log",
+    "Log1p",
+    "Log2",
+    "Log10",
+    "Lt",
+    "Maximum",
+    "Minimum",
+    "Mul",
+    "MulHi",
+    "Ne",
+    "Neg",
+    "NextAfter",
+    "Not",
+    "Or",
+    "Pow",
+    "Remainder",
+    "Round",
+    "Scalar",
+    "Select",
+    "Shl",
+    "Shr",
+    "Sign",
+    "SignBit",
+    "Sin",
+    "Sinh",
+    "Sqrt",
+    "StopGradient",
+    "Sub",
+    "Tan",
+    "Tanh",
+    "Trunc",
+    "Xor",
+    "cast_array",
+]
 
 
-@dataclass(frozen=True)
-class Scalar(Elementwise):
-    """What the entry of the scalar table says.  No attributes: all instances of a class are equal."""
-
-    name = ""
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if cls.name in SCALARS:
-            cls.entry = SCALARS[cls.name]
-            cls.cost = cls.entry.cost
-
-    def __eq__(self, other):
-        return self.__class__ is other.__class__
-
-    def __hash__(self):
-        return hash(self.__class__)
-
-    def infer(self, first, *rest):
-        entry = self.entry
-        if 1 + len(rest) != entry.arity:
-            raise ShapeError(f"{self.name}: expected {entry.arity} arguments, got {1 + len(rest)}")
-        if first.dtype.kind not in entry.kinds:
-            expected = ", ".join(_KINDS[k] for k in entry.kinds)
-            raise DTypeError(f"{self.name}: expected {expected}, got {first.dtype}")
-        for t in rest:
-            _same_shape(self.name, first, t)
-            if t.dtype is not first.dtype and t.dtype != first.dtype:
-                raise DTypeError(f"{self.name}: expected two tensors of one type, got {first.dtype} and {t.dtype}")
-        return first if entry.result == "same" else TensorType(bool_, first.shape)
-
-    def evaluate(self, *arrays):
-        with np.errstate(all="ignore"):
-            return self.entry.evaluate(*arrays)
-
-    def scalar(self, *args):
-        return apply(self.name, *args, dtype=bool_ if self.entry.result == "bool" else args[-1].dtype)
-
-
-def _same_shape(name: str, a: TensorType, b: TensorType) -> None:
-    if a.shape != b.shape:
-        raise ShapeError(f"{name}: expected equal shapes, got {list(a.shape)} and {list(b.shape)}")
-
-
-class Flat(Scalar):
-    """Zero derivative everywhere (comparisons, rounding, bits)."""
-
-    def partials(self, out, *inputs):
-        return (None,) * len(inputs)
-
-
-# ---- arithmetic -------------------------------------------------------------------------------------------
+# ---- arithmetic --------------------------------------------------------------------------------------------
 @register
 class Add(Scalar):
     """a + b."""
@@ -244,365 +302,6 @@ class NextAfter(Scalar):
         return 1.0, None
 
 
-# ---- powers, exponentials, logarithms ----------------------------------------------------------------------
-@register
-class Sqrt(Scalar):
-    """The square root; NaN below 0."""
-
-    name = "sqrt"
-
-    def partials(self, out, x):
-        return (0.5 / out,)
-
-
-@register
-class Exp(Scalar):
-    """e ** x."""
-
-    name = "exp"
-
-    def partials(self, out, x):
-        return (out,)
-
-
-@register
-class Expm1(Scalar):
-    """e ** x - 1, exact near 0."""
-
-    name = "expm1"
-
-    def partials(self, out, x):
-        return (out + 1.0,)
-
-
-@register
-class Log(Scalar):
-    """The natural logarithm."""
-
-    name = "log"
-
-    def partials(self, out, x):
-        return (1.0 / x,)
-
-    def vjp(self, out, inputs, ct):
-        return (ct / inputs[0],)
-
-
-@register
-class Log1p(Scalar):
-    """log(1 + x), exact near 0."""
-
-    name = "log1p"
-
-    def partials(self, out, x):
-        return (1.0 / (x + 1.0),)
-
-
-@register
-class Log2(Scalar):
-    """The logarithm to base 2."""
-
-    name = "log2"
-
-    def partials(self, out, x):
-        return (1.0 / (x * math.log(2.0)),)
-
-
-@register
-class Log10(Scalar):
-    """The logarithm to base 10."""
-
-    name = "log10"
-
-    def partials(self, out, x):
-        return (1.0 / (x * math.log(10.0)),)
-
-
-# ---- trigonometric and hyperbolic --------------------------------------------------------------------------
-@register
-class Sin(Scalar):
-    """sin x (radians)."""
-
-    name = "sin"
-
-    def partials(self, out, x):
-        return (F.cos(x),)
-
-
-@register
-class Cos(Scalar):
-    """cos x (radians)."""
-
-    name = "cos"
-
-    def partials(self, out, x):
-        return (-F.sin(x),)
-
-
-@register
-class Tan(Scalar):
-    """tan x (radians)."""
-
-    name = "tan"
-
-    def partials(self, out, x):
-        return (1.0 + out * out,)
-
-
-@register
-class Asin(Scalar):
-    """The angle in [-pi/2, pi/2] whose sine is x."""
-
-    name = "asin"
-
-    def partials(self, out, x):
-        return (1.0 / F.sqrt((1.0 - x) * (1.0 + x)),)
-
-
-@register
-class Acos(Scalar):
-    """The angle in [0, pi] whose cosine is x."""
-
-    name = "acos"
-
-    def partials(self, out, x):
-        return (-1.0 / F.sqrt((1.0 - x) * (1.0 + x)),)
-
-
-@register
-class Atan(Scalar):
-    """The angle in [-pi/2, pi/2] whose tangent is x."""
-
-    name = "atan"
-
-    def partials(self, out, x):
-        return (1.0 / (1.0 + x * x),)
-
-
-@register
-class Sinh(Scalar):
-    """The hyperbolic sine."""
-
-    name = "sinh"
-
-    def partials(self, out, x):
-        return (F.cosh(x),)
-
-
-@register
-class Cosh(Scalar):
-    """The hyperbolic cosine."""
-
-    name = "cosh"
-
-    def partials(self, out, x):
-        return (F.sinh(x),)
-
-
-@register
-class Tanh(Scalar):
-    """The hyperbolic tangent."""
-
-    name = "tanh"
-
-    def partials(self, out, x):
-        return (1.0 - out * out,)
-
-
-@register
-class Asinh(Scalar):
-    """The inverse of sinh."""
-
-    name = "asinh"
-
-    def partials(self, out, x):
-        return (1.0 / F.sqrt(x * x + 1.0),)
-
-
-@register
-class Acosh(Scalar):
-    """The inverse of cosh, for x >= 1."""
-
-    name = "acosh"
-
-    def partials(self, out, x):
-        return (1.0 / F.sqrt((x - 1.0) * (x + 1.0)),)
-
-
-@register
-class Atanh(Scalar):
-    """The inverse of tanh, for |x| <= 1."""
-
-    name = "atanh"
-
-    def partials(self, out, x):
-        return (1.0 / ((1.0 - x) * (1.0 + x)),)
-
-
-@register
-class Erf(Scalar):
-    """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
-
-    name = "erf"
-
-    def partials(self, out, x):
-        return (F.exp(-(x * x)) * (2.0 / math.sqrt(math.pi)),)
-
-
-# ---- rounding and tests ------------------------------------------------------------------------------------
-@register
-class Floor(Flat):
-    """The greatest integer not above x."""
-
-    name = "floor"
-
-
-@register
-class Ceil(Flat):
-    """The smallest integer not below x."""
-
-    name = "ceil"
-
-
-@register
-class Trunc(Flat):
-    """The next integer towards 0."""
-
-    name = "trunc"
-
-
-@register
-class Round(Flat):
-    """The nearest integer, ties to even."""
-
-    name = "round"
-
-
-@register
-class SignBit(Flat):
-    """Whether the sign bit is set (-0.0 and negative NaN included)."""
-
-    name = "signbit"
-
-
-@register
-class IsNan(Flat):
-    """Whether x is NaN."""
-
-    name = "isnan"
-
-
-@register
-class IsInf(Flat):
-    """Whether x is an infinity."""
-
-    name = "isinf"
-
-
-@register
-class IsFinite(Flat):
-    """Whether x is neither NaN nor an infinity."""
-
-    name = "isfinite"
-
-
-@register
-class Lt(Flat):
-    """a < b."""
-
-    name = "lt"
-
-
-@register
-class Le(Flat):
-    """a <= b."""
-
-    name = "le"
-
-
-@register
-class Gt(Flat):
-    """a > b."""
-
-    name = "gt"
-
-
-@register
-class Ge(Flat):
-    """a >= b."""
-
-    name = "ge"
-
-
-@register
-class Eq(Flat):
-    """a == b."""
-
-    name = "eq"
-
-
-@register
-class Ne(Flat):
-    """a != b."""
-
-    name = "ne"
-
-
-# ---- bits --------------------------------------------------------------------------------------------------
-@register
-class And(Flat):
-    """Bitwise (bool: logical) and."""
-
-    name = "and"
-
-
-@register
-class Or(Flat):
-    """Bitwise (bool: logical) or."""
-
-    name = "or"
-
-
-@register
-class Xor(Flat):
-    """Bitwise (bool: logical) exclusive or."""
-
-    name = "xor"
-
-
-@register
-class Not(Flat):
-    """Bitwise (bool: logical) not."""
-
-    name = "not"
-
-
-@register
-class Shl(Flat):
-    """a << b; 0 where b is negative or not below the width."""
-
-    name = "shl"
-
-
-@register
-class Shr(Flat):
-    """a >> b, with the sign; all sign where b is negative or not below the width."""
-
-    name = "shr"
-
-
-@register
-class MulHi(Flat):
-    """The upper 32 bits of the 64-bit product of two u32."""
-
-    name = "mulhi"
-
-    def infer(self, a, b):
-        if a.dtype.name != "u32":
-            raise DTypeError(f"mulhi: expected u32, got {a.dtype}")
-        return super().infer(a, b)
-
-
 # ---- selection and conversion ------------------------------------------------------------------------------
 @register
 class Select(Scalar):
@@ -615,8 +314,8 @@ class Select(Scalar):
             raise DTypeError(f"select: expected a bool condition, got {condition.dtype}")
         if a.dtype != b.dtype:
             raise DTypeError(f"select: expected two tensors of one type, got {a.dtype} and {b.dtype}")
-        _same_shape("select", condition, a)
-        _same_shape("select", a, b)
+        same_shape("select", condition, a)
+        same_shape("select", a, b)
         return a
 
     def partials(self, out, condition, a, b):
