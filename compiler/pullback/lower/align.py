@@ -11,7 +11,7 @@ from math import prod
 from ..graph.graph import Node
 from ..ops.indexing import Gather, GatherAlong
 from ..ops.movement import Broadcast, Concat, Flip, Pad, Permute, Reshape, Slice, reshape_groups
-from ..ops.op import Elementwise, Pointwise, Reduction
+from .families import ELEMENTWISE, POINTWISE, REDUCTIONS
 from .summation import form
 
 Dims = tuple[int, ...]
@@ -19,7 +19,7 @@ Dims = tuple[int, ...]
 
 def follow(dims: Dims, node: Node, i: int) -> Dims:
     op = node.op
-    if isinstance(op, Elementwise):
+    if type(op) in ELEMENTWISE:
         return dims
     rule = RULES.get(type(op))
     if rule is None:
@@ -101,15 +101,15 @@ def factors(node: Node) -> bool:
 
 def gatherable(node: Node, stop, depth: int = 8) -> bool:
     """Whether a node's element at an index that a tensor holds can be computed in place: no arithmetic on indices."""
-    if node in stop or not isinstance(node.op, Pointwise) or not node.inputs:
-        return not isinstance(node.op, Reduction) or form(node) != "none"
+    if node in stop or type(node.op) not in POINTWISE or not node.inputs:
+        return type(node.op) not in REDUCTIONS or form(node) != "none"
     if depth == 0:
         return False
-    if isinstance(node.op, Reshape):
+    if type(node.op) is Reshape:
         ok = factors(node) and all(
             sum(node.op.shape[d] != 1 for d in outs) <= 1
             for _, outs in (reshape_groups(node.inputs[0].shape, node.op.shape) if node.type.size else ())
         )
     else:
-        ok = isinstance(node.op, Elementwise | Permute | Broadcast)
+        ok = type(node.op) in ELEMENTWISE or type(node.op) in (Permute, Broadcast)
     return ok and all(gatherable(x, stop, depth - 1) for x in node.inputs)

@@ -24,11 +24,11 @@ from ..graph.graph import Graph, Node
 from ..ops.contract import Contract
 from ..ops.indexing import Gather, GatherAlong
 from ..ops.leaf import Constant, Input, Item
-from ..ops.movement import Broadcast, Flip, Permute, Reshape, Slice
-from ..ops.op import Pointwise, Reduction
+from ..ops.movement import Broadcast, Reshape
 from ..ops.random import Random
 from ..ops.scan import Scan
 from .align import Dims, factors, follow, gatherable
+from .families import GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
 from .groups import Cone, Group
 from .nests import DEAR, NESTS
 from .stores import Grown, choose
@@ -66,14 +66,14 @@ def separate(graph: Graph) -> Fusion:
     for node in graph.nodes:
         result.memory.add(node)
         op = node.op
-        if isinstance(op, Input | Constant):
+        if type(op) in (Input, Constant):
             continue
-        if isinstance(op, Item):
+        if type(op) is Item:
             loops[node.inputs[0]].outputs.append(node)
-        elif isinstance(op, Scan):
+        elif type(op) is Scan:
             loops[node] = Group("loop", outputs=[node])
             result.groups.append(loops[node])
-        elif isinstance(op, Reshape):
+        elif type(op) is Reshape:
             result.views[node] = node.inputs[0]
         else:
             result.groups += single(node)
@@ -84,11 +84,11 @@ def single(node: Node) -> list[Group]:
     """The groups of one node by itself."""
     shape, op = node.shape, node.op
     out = {"outputs": [node], "dims": {node: tuple(range(len(shape)))}}
-    if isinstance(op, Contract):
+    if type(op) is Contract:
         return [Group("contract", shape, staged=[node], **out)]
     if type(op) in NESTS:
         return [Group("ordered", **out)]
-    kind = form(node) if isinstance(op, Reduction) else "none"
+    kind = form(node) if type(op) in REDUCTIONS else "none"
     if kind == "none":
         return [Group("map", shape, **out)]
     if kind == "row":
@@ -154,14 +154,14 @@ class _Sweep:
         must = set(self.graph.outputs)
         for n in self.graph.nodes:
             op = n.op
-            if isinstance(op, Contract):
+            if type(op) is Contract:
                 must.update(map(operand, n.inputs))
-            elif isinstance(op, Scan) or type(op) in NESTS or isinstance(op, Gather):
-                must.update(n.inputs if not isinstance(op, Gather) else n.inputs[:1])
-            elif isinstance(op, Reshape) and not factors(n):
+            elif type(op) is Scan or type(op) in NESTS or type(op) is Gather:
+                must.update(n.inputs if type(op) is not Gather else n.inputs[:1])
+            elif type(op) is Reshape and not factors(n):
                 must.add(n.inputs[0])
         for n in self.graph.nodes:
-            if isinstance(n.op, GatherAlong) and not gatherable(n.inputs[0], must):
+            if type(n.op) is GatherAlong and not gatherable(n.inputs[0], must):
                 must.add(n.inputs[0])
         return must
 
@@ -170,10 +170,9 @@ class _Sweep:
         leaves state alone."""
         late = set(self.graph.outputs[len(self.graph.outputs) - writes :])
         for n in reversed(self.graph.nodes):
-            users = self.users[n]
-            if users and n not in self.must and all(u in late and isinstance(u.op, Pointwise) for u in users):
-                if isinstance(n.op, Pointwise):
-                    late.add(n)
+            users, free = self.users[n], n not in self.must and type(n.op) in POINTWISE
+            if free and users and all(u in late and type(u.op) in POINTWISE for u in users):
+                late.add(n)
         return late
 
     # ---- groups
@@ -228,18 +227,18 @@ class _Sweep:
     def run(self) -> Fusion:
         for n in self.graph.nodes:
             op = n.op
-            if isinstance(op, Input | Constant):
+            if type(op) in (Input, Constant):
                 self._in_memory(n, 0)
-            elif isinstance(op, Item):
+            elif type(op) is Item:
                 self.loops[n.inputs[0]].outputs.append(n)
                 self._in_memory(n, self.direct[n.inputs[0]])
-            elif isinstance(op, Scan) or type(op) in NESTS:
+            elif type(op) is Scan or type(op) in NESTS:
                 self._apart(n)
-            elif isinstance(op, Contract):
+            elif type(op) is Contract:
                 self._contract(n)
-            elif isinstance(op, Reduction) and form(n) != "none":
+            elif type(op) in REDUCTIONS and form(n) != "none":
                 getattr(self, f"_{form(n)}")(n)
-            elif isinstance(op, Reshape) and self._view(n):
+            elif type(op) is Reshape and self._view(n):
                 self._in_memory(n, self.read(n.inputs[0]))
                 self.result.views[n] = n.inputs[0]
             else:
@@ -270,8 +269,8 @@ class _Sweep:
         for x in n.inputs:
             bits |= self.read(x)
         g = self.new("apart", {}, (), bits)
-        group = Group("loop" if isinstance(n.op, Scan) else "ordered", outputs=[n])
-        if isinstance(n.op, Scan):
+        group = Group("loop" if type(n.op) is Scan else "ordered", outputs=[n])
+        if type(n.op) is Scan:
             self.loops[n] = group
         g.fixed = group
         self._in_memory(n, 1 << g.number)
@@ -365,7 +364,7 @@ class _Sweep:
         seen, stack = {x}, [x]
         while stack and len(seen) < MANY:
             n = stack.pop()
-            inner = isinstance(n.op, Pointwise) and n not in self.leaf
+            inner = type(n.op) in POINTWISE and n not in self.leaf
             stored = not inner or n in self.must or (n in self.carry and n in self.find(self.carry[n]).demands)
             if stored and 2 * n.type.size >= x.type.size:
                 yield n
@@ -387,13 +386,13 @@ class _Sweep:
             carried.append(x)
             g = self.find(self.carry[x])
             dims = follow(self.dims[x], n, i)
-            picked = i == 0 and isinstance(n.op, Gather | GatherAlong) and not gatherable(x, ())
+            picked = i == 0 and type(n.op) in GATHERS and not gatherable(x, ())
             if found.get(g, dims) != dims or self.depth[x] >= DEPTH or picked or not self._accepts(g, n, dims):
                 blocked.append(g)
             found.setdefault(g, dims)
         self.price[n] = min(getattr(n.op, "cost", 1) + sum(self.price[x] for x in n.inputs), 1 << 16)
         self.depth[n] = 1 + max((self.depth[x] for x in n.inputs), default=0)
-        if isinstance(n.op, Random) or any(x in self.noisy for x in n.inputs):
+        if type(n.op) is Random or any(x in self.noisy for x in n.inputs):
             self.noisy.add(n)
         host = self._choose(n, found, blocked, bits) if found else None
         for x in carried:
@@ -479,7 +478,7 @@ class _Sweep:
         for x in n.inputs:
             if x in self.carry or x in self.leaf:
                 continue
-            repeats = isinstance(n.op, Broadcast) and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR
+            repeats = type(n.op) is Broadcast and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR
             twice = x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4
             if repeats or twice or self.depth[x] >= DEPTH:
                 self._store(x)
@@ -529,6 +528,6 @@ class _Sweep:
 
 def operand(x: Node) -> Node:
     """What a contraction's operand reads: movement that only changes the index is not worth a copy."""
-    while isinstance(x.op, Permute | Broadcast | Slice | Flip) or (isinstance(x.op, Reshape) and factors(x)):
+    while type(x.op) in INDEX_ONLY or (type(x.op) is Reshape and factors(x)):
         x = x.inputs[0]
     return x

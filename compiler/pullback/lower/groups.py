@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..graph.graph import NOWHERE, Loc, Node
 from ..graph.types import TensorType
 from ..kernel.kernel import Kernel
-from ..ops.op import Reduction
+from .families import REDUCTIONS
 from .summation import form
 
 
@@ -98,7 +98,7 @@ class Group:
     dims: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
     def cone(self, memory: set[Node]) -> Cone:
-        """Everything that the group computes, down to what lies in memory; reductions that nothing needs are dropped."""
+        """Everything that the group computes, down to what lies in memory; unused reductions are dropped."""
         computed = {*self.outputs, *self.staged, *self.finished, *self.sinks}
         # Of reductions in chunks (other than those whose chunks this group makes) the chunks are in memory.
         chunked = {n for n in (*self.finished, *self.staged) if in_chunks(n)}
@@ -137,4 +137,4 @@ class Cone:
 
 def in_chunks(node: Node) -> bool:
     """A reduction that has partial results in memory."""
-    return isinstance(node.op, Reduction) and form(node) in ("column", "long")
+    return type(node.op) in REDUCTIONS and form(node) in ("column", "long")

@@ -40,11 +40,8 @@ from ..kernel.kernel import (
     exprs,
     stores,
 )
-from ..ops.indexing import Gather, GatherAlong
-from ..ops.movement import Movement
-from ..ops.op import Elementwise
-from ..ops.reduction import Reduction
 from .contract import accumulate
+from .families import ELEMENTWISE, GATHERS, MOVEMENT, REDUCTIONS
 from .groups import Cone, Group
 from .ordered import NESTS
 from .rows import cast, element_reduction, form, identity, long_partials, nest, row_group
@@ -156,16 +153,16 @@ class Writer:
             if self.growing.get(node, at) == at:  # while it grows, only the element at hand is there
                 return Load(buffer.name, at, buffer.dtype, masks)
             return self._elementwise(node, index, masks)
-        if self.inner and isinstance(node.op, Elementwise):
+        if self.inner and type(node.op) in ELEMENTWISE:
             if self._invariant(index):
                 return self._hoist(node, index, masks)
             if node in self.keep and self.body is not None:
                 kept = self._keep(node, index)
                 if kept is not None:
                     return kept
-        if isinstance(node.op, Elementwise):
+        if type(node.op) in ELEMENTWISE:
             return self._elementwise(node, index, masks)
-        if isinstance(node.op, Reduction):
+        if type(node.op) in REDUCTIONS:
             if form(node) != "none":
                 raise VerifyError(f"lowering: {node!r} is used outside of the rows that it was reduced for")
             if node.op.axes:
@@ -184,7 +181,7 @@ class Writer:
     def _reader(self, node: Node, masks: tuple[Mask, ...]):
         def read(i: int, index, more: tuple[Mask, ...] = (), other: float | int | bool = 0) -> Expr:
             child = node.inputs[i]
-            if i == 0 and isinstance(node.op, Gather | GatherAlong):
+            if i == 0 and type(node.op) in GATHERS:
                 index = self._site(node, index, node.op.axis)
             e = self.expr(child, tuple(index), masks + more)
             if not more:
@@ -397,7 +394,7 @@ def _levels(w: Writer) -> None:
         # What does not move within a row is a scalar, computed once.
         own = 0 if n in staged or n.type.size <= rows else getattr(n.op, "cost", 0)
         price[n] = min(own + sum(price[x] for x in below[n] if x not in staged), 1 << 16) if own else 0
-        if isinstance(n.op, Movement):
+        if type(n.op) in MOVEMENT:
             price[n] = price[n.inputs[0]] if below[n] else 0
     w.level = level
     last = max(level.values(), default=0) + 1
@@ -411,7 +408,7 @@ def _levels(w: Writer) -> None:
             continue
         stages = {level[n]} if n in staged else used[n]
         dear = len(stages) > 1 and price[n] >= DEAR and n not in staged and n.type.size > rows
-        if dear and isinstance(n.op, Elementwise) and below[n]:
+        if dear and type(n.op) in ELEMENTWISE and below[n]:
             w.keep.add(n)
             stages = {min(stages)}  # later stages read what the first one keeps
         for x in below[n]:

@@ -12,9 +12,8 @@ from ..graph.graph import Graph, Node
 from ..graph.types import TensorType
 from ..ops.indexing import ScatterAdd
 from ..ops.leaf import Input
-from ..ops.movement import Movement
-from ..ops.op import Elementwise
 from ..ops.scan import Scan
+from .families import ELEMENTWISE, MOVEMENT
 from .fuse import Fusion, form_groups
 from .groups import Cone, Group, LoopPiece, Piece, Region, Value
 from .nests import Written, write
@@ -95,7 +94,7 @@ class _Region:
 
     # ---- a scan
     def _loop(self, group: Group) -> LoopPiece:
-        scan = next(n for n in group.outputs if isinstance(n.op, Scan))
+        scan = next(n for n in group.outputs if type(n.op) is Scan)
         items = {n.op.index: n for n in group.outputs if n is not scan}
         op: Scan = scan.op
         body = self.lowering.region(op.body)
@@ -143,17 +142,17 @@ def structure(group: Group, cone: Cone) -> tuple:
 
 def _label(nodes: tuple[Node, ...]) -> str:
     """The ops of a piece, for people: reductions and contractions, else the element-wise ones."""
-    ops = [n.op for n in nodes if not isinstance(n.op, Movement)]
-    heavy = dict.fromkeys(op.name for op in ops if not isinstance(op, Elementwise))
-    light = dict.fromkeys(op.name for op in ops if isinstance(op, Elementwise))
+    ops = [n.op for n in nodes if type(n.op) not in MOVEMENT]
+    heavy = dict.fromkeys(op.name for op in ops if type(op) not in ELEMENTWISE)
+    light = dict.fromkeys(op.name for op in ops if type(op) in ELEMENTWISE)
     names = [n for n in (*heavy, *light) if n not in ("fill", "iota", "constant")] or [nodes[-1].op.name]
     return "+".join(names[:4]) + ("+..." if len(names) > 4 else "")
 
 
 def _site(node: Node) -> str:
     """What a check looks at: the indices, named after the input that holds them where it is one."""
-    indices = node.inputs[0] if isinstance(node.op, ScatterAdd) else node.inputs[-1]
-    while len(indices.inputs) == 1 and isinstance(indices.op, Movement | Elementwise):
+    indices = node.inputs[0] if type(node.op) is ScatterAdd else node.inputs[-1]
+    while len(indices.inputs) == 1 and (type(indices.op) in ELEMENTWISE or type(indices.op) in MOVEMENT):
         indices = indices.inputs[0]
-    name = f" '{indices.op.label}'" if isinstance(indices.op, Input) else ""
+    name = f" '{indices.op.label}'" if type(indices.op) is Input else ""
     return f"index{name} of {node.op.name} at {node.loc}"

@@ -16,7 +16,7 @@ from .groups import Group
 if TYPE_CHECKING:
     from .fuse import _Sweep
 
-WORK = 0.15
+WORK = 0.25
 """Bytes of traffic that an operation on an element is worth."""
 
 
