@@ -6,10 +6,12 @@ import ctypes
 import io
 import re
 import threading
+from pathlib import Path
 
 import kernels_by_hand as by_hand
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from pullback.codegen.compile import assembly, compile_module, load_kernels
 from pullback.codegen.cpu import emit_kernel, module, scratch_layout, symbol
@@ -30,16 +32,26 @@ def bits(array: np.ndarray, dtype: DType) -> np.ndarray:
     return (dtype.round(array).view(np.uint32) >> 16).astype(np.uint16)
 
 
+def elf_symbols(code: bytes) -> list:
+    return list(ELFFile(io.BytesIO(code)).get_section_by_name(".symtab").iter_symbols())
+
+
+def undefined(code: bytes) -> set[str]:
+    """What an object file expects others to define."""
+    return {s.name for s in elf_symbols(code) if s["st_shndx"] == "SHN_UNDEF" and s.name}
+
+
 def run_all(
     kernels: list[Kernel], inputs: list[dict[str, np.ndarray]], level: str = "native", failures: list | None = None
 ) -> list[dict[str, np.ndarray]]:
     """Compile kernels in one module and run each on its arrays; returns what each stores to.
 
-    64 bytes behind each array must survive.
+    The code must not call a library, and 64 bytes behind each array must survive.
     """
     target = cpu_target(level)
     text = module([emit_kernel(f"n{i}", k, target) for i, k in enumerate(kernels)], target)
     loaded, results = load_kernels(text, target), []
+    assert undefined(loaded.object) <= {"pb_check_failed"}
     for i, (kernel, arrays) in enumerate(zip(kernels, inputs)):
         memory, guards = [], []
         for p in kernel.params:
@@ -229,17 +241,13 @@ def test_a_tile_too_large_for_the_registers_is_noticed_by_this_test():
     assert vector_stack_accesses(assembly(module([emit_kernel("t", kernel, target)], target), target))
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_objects_call_nothing_but_check_failed(level):
-    elffile = pytest.importorskip("elftools.elf.elffile")
-    target = cpu_target(level)
-    text = module([emit_kernel(f"n{i}", k, target) for i, k in enumerate(KERNELS.values())], target)
-    elf = elffile.ELFFile(io.BytesIO(compile_module(text, target)))
-    symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
-    undefined = {s.name for s in symbols if s["st_shndx"] == "SHN_UNDEF" and s.name}
-    assert undefined <= {"pb_check_failed"}
+def test_only_the_kernels_are_visible_and_only_inside_of_the_artifact():
+    target = cpu_target("x86-64-v2")
+    text = module([emit_kernel("n", KERNELS["pick"], target)], target)
+    symbols = elf_symbols(compile_module(text, target))
+    assert undefined(compile_module(text, target)) == {"pb_check_failed"}
     visible = [s for s in symbols if s["st_info"]["bind"] == "STB_GLOBAL" and s["st_shndx"] != "SHN_UNDEF"]
-    assert len(visible) == len(KERNELS) and all(s["st_other"]["visibility"] == "STV_HIDDEN" for s in visible)
+    assert [s.name for s in visible] == ["k_n_v2"] and visible[0]["st_other"]["visibility"] == "STV_HIDDEN"
 
 
 def test_errors_are_errors_of_ours():
@@ -280,3 +288,12 @@ def test_threads_compile_side_by_side():
 def test_the_text_is_the_same_every_time():
     for kernel in KERNELS.values():
         assert emit_kernel("t", kernel, cpu_target("x86-64-v3")) == emit_kernel("t", kernel, cpu_target("x86-64-v3"))
+
+
+def test_the_example_of_the_documentation():
+    page = (Path(__file__).parent.parent / "docs" / "llvm-ir.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    for llvm in re.findall(r"```llvm\n(.*?)```", page, re.DOTALL):
+        assert llvm in names["text"]

@@ -173,6 +173,21 @@ class Builder:
             return self.intrinsic("fma", a, b, c)
         return exact.fma_f32(self, a, b, c) if a.ty.elem == "float" else exact.fma_f64(self, a, b, c)
 
+    def scale(self, a: Value, n: Value) -> Value:
+        """a * 2^n, rounded once.  n is a float that is integral; its magnitude at most 252 (f64: 2044)."""
+        lanes, bits = a.ty.lanes, a.ty.bits
+        if not self.target.has_scalef or lanes * bits > self.target.vector_bits:
+            return exact.scale(self, a, n)
+        width = max(lanes, 128 // bits)
+        t = ty(a.ty.elem, width)
+        if lanes < width:  # the narrowest instruction has four lanes (two of f64)
+            a, n = (self.shuffle(self.splat(v, 2) if lanes == 1 else v, None, [0, 1, 0, 1][:width]) for v in (a, n))
+        full = self.const(ty(f"i{max(8, width)}"), -1)
+        rounding = [self.const(I32, 4)] if width * bits == 512 else []  # as the machine's state says
+        name = f"x86.avx512.mask.scalef.p{'s' if bits == 32 else 'd'}.{width * bits}"
+        r = self.intrinsic(name, a, n, self.const(t, 0.0), full, *rounding, mangle="")
+        return r if lanes == width else self.extract(r, 0) if lanes == 1 else self.shuffle(r, None, range(lanes))
+
     def fmaximum(self, a, b) -> Value:
         """The larger; NaN if either is (one max and one blend on x86)."""
         a, b = self.together(a, b)

@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from ..errors import BuildError
-from .cpu import CHECK_FAILED, ROW
+from .cpu import CHECK_FAILED, ROW, header
 from .target import Target
 
 _lock = threading.Lock()
@@ -23,8 +23,10 @@ _lock = threading.Lock()
 # LLVM ends the process when it cannot select an intrinsic, so only these may reach it: on every x86-64
 # level each becomes instructions, never a call to a library.
 _SAFE = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat cttz ctlz ctpop
-    masked.load masked.store vector.reduce.add vector.reduce.or vector.reduce.and memcpy memset prefetch
-    x86.avx512.mask.scalef.ps.512 x86.avx512bf16.dpbf16ps.512 x86.sse2.pause fshl fshr bswap expect assume"""
+    masked.load masked.store vector.reduce.add vector.reduce.or vector.reduce.and memcpy memset prefetch x86.sse2.pause
+    x86.avx512.mask.scalef.ps.128 x86.avx512.mask.scalef.ps.256 x86.avx512.mask.scalef.ps.512
+    x86.avx512.mask.scalef.pd.128 x86.avx512.mask.scalef.pd.256 x86.avx512.mask.scalef.pd.512
+    x86.avx512bf16.dpbf16ps.512 fshl fshr"""
 INTRINSICS = frozenset(_SAFE.split())
 _INTRINSIC = re.compile(r"@llvm\.([\w.]+)\(")
 _MANGLING = re.compile(r"(\.(v\d+)?[ifp]\d+)+$")
@@ -87,29 +89,33 @@ def assembly(text: str, target: Target) -> str:
 class Loaded:
     """The kernels of a module in this process; call one by its symbol, on numpy arrays, without an artifact.
 
-    For tests and benchmarks.  `failures` lists the failed checks (site, value) of the last call.
+    For tests and benchmarks.  `object` is the code that runs; `failures` lists the failed
+    checks (site, value) of the last call.
     """
 
     def __init__(self, text: str, target: Target):
+        self.object = compile_module(text, target)
         self.failures: list[tuple[int, int]] = []
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self._failed = callback(lambda _, site, value: self.failures.append((site, value)))
         with _lock:
-            _initialise()
-            machine = _machine(target, jit=True)
-            module = _prepared(text, machine)
-            self._engine = llvm.create_mcjit_compiler(module, machine)
-            if CHECK_FAILED in text:
-                address = ctypes.cast(self._failed, ctypes.c_void_p).value
-                self._engine.add_global_mapping(module.get_function("pb_check_failed"), address)
+            module = llvm.parse_assembly(header(target) + CHECK_FAILED)
+            self._engine = llvm.create_mcjit_compiler(module, _machine(target, jit=True))
+            address = ctypes.cast(self._failed, ctypes.c_void_p).value
+            self._engine.add_global_mapping(module.get_function("pb_check_failed"), address)
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(self.object))
             self._engine.finalize_object()
 
-    def function(self, symbol: str) -> Callable[..., None]:
-        """The raw function of a kernel, by the calling convention."""
+    def address(self, symbol: str) -> int:
+        """Where a function lies."""
         address = self._engine.get_function_address(symbol)
         if not address:
             raise BuildError(f"the module has no function {symbol}")
-        return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, ctypes.c_int64, ctypes.c_int64)(address)
+        return address
+
+    def function(self, symbol: str) -> Callable[..., None]:
+        """The raw function of a kernel, by the calling convention."""
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, ctypes.c_int64, ctypes.c_int64)(self.address(symbol))
 
     def bind(self, symbol: str, arrays: Sequence[np.ndarray], blocks: int, scratch: int = 0) -> Callable[[], None]:
         """A call without arguments: all blocks of a kernel on these arrays (their memory, in parameter order)."""

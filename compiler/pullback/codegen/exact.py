@@ -1,7 +1,8 @@
 """Arithmetic that some processors lack, in operations that all have: rounded once, as if they had it.
 
-On x86-64-v2 there is no fma; nowhere is there a conversion from f64 to f16.  Both are made from a rounded
-result and its exact error: rounding *to odd* first makes a second rounding safe (Boldo and Melquiond,
+On x86-64-v2 there is no fma; below AVX-512 no scaling by a power of two, nor anywhere a conversion from f64
+to f16.  The roundings are made from a rounded result and its exact error: rounding *to odd* first makes a
+second rounding safe (Boldo and Melquiond,
 Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd, IEEE Trans. Comp. 2008).
 """
 
@@ -58,6 +59,16 @@ def fma_f64(b: Builder, x: Value, y: Value, z: Value) -> Value:
     vh, vl = two_sum(b, p, th)
     r = b.fadd(vh, round_odd(b, *two_sum(b, tl, vl)))
     return b.select(b.fcmp("ord", r, r), r, b.fadd(p, z))
+
+
+def scale(b: Builder, x: Value, n: Value) -> Value:
+    """x * 2^n in two steps, so that the exponent of each is in range; only the second can round."""
+    mantissa, bias = (23, 127) if x.ty.bits == 32 else (52, 1023)
+    k = b.bitcast(b.fadd(n, 1.5 * 2.0**mantissa), f"i{x.ty.bits}")  # n stands in the low bits
+    half = b.lshr(k, 1)
+    for part in (half, b.sub(k, half)):
+        x = b.fmul(x, b.bitcast(b.add(b.shl(part, mantissa), bias << mantissa), x.ty.elem))
+    return x
 
 
 def double_to_half(b: Builder, x: Value) -> Value:

@@ -8,7 +8,7 @@ Transcendentals come from `math.py`.
 from __future__ import annotations
 
 from ..graph.types import DType, bf16, f16
-from . import exact
+from . import exact, math
 from .builder import Builder, Value, ty
 
 _REGISTER = {"f64": "double", "f32": "float", "bf16": "float", "f16": "float", "bool": "i1"}
@@ -109,8 +109,6 @@ def apply(b: Builder, fn: str, args: list[Value], dtypes: list[DType], out: DTyp
     if kind == "f":
         table = _FLOAT.get(fn)
         if table is None:
-            from . import math
-
             return math.emit(b, fn, args)
         return table(b, *args)
     if kind == "b":

@@ -28,6 +28,7 @@ class Target:
     registers: int = 16
     has_fma: bool = False
     has_f16: bool = False
+    has_scalef: bool = False
     masked: bool = False
     """Masked loads and stores are instructions for 32- and 64-bit elements."""
     l1: int = 32 << 10
@@ -67,6 +68,7 @@ _LEVELS = {
         registers=32,
         has_fma=True,
         has_f16=True,
+        has_scalef=True,
         masked=True,
         l2=1 << 20,
     ),
