@@ -214,6 +214,13 @@ class Kernel:
     locals: tuple[Buffer, ...]
     body: tuple[Stmt, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.params, self.locals, self.body))
+
     @cached_property
     def buffers(self) -> dict[str, Buffer]:
         return {b.name: b for b in self.params + self.locals}

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 
-from ..graph.graph import NOWHERE
+from ..graph.types import TensorType
 from ..kernel.alias import can_alias, merge_params
-from ..kernel.kernel import Affine, Buffer, Kernel, Load, Store, loop
+from ..kernel.kernel import Affine, Buffer, Kernel, Load, Loop, Stmt, Store, loop, read, written
 from .groups import LoopPiece, Piece, Region, Value
 
 Item = Piece | LoopPiece
@@ -87,10 +88,11 @@ def can_fail(item: Item) -> bool:
     return bool(item.sites) if isinstance(item, Piece) else any(map(can_fail, item.body.pieces))
 
 
-def copy_kernel(new: Value) -> Kernel:
+@cache
+def copy_kernel(type_: TensorType) -> Kernel:
     """y = x, element by element, on the flat bytes of one value."""
-    n = new.type.size
-    x, y = Buffer("x0", (n,), new.type.dtype), Buffer("y0", (n,), new.type.dtype)
+    n = type_.size
+    x, y = Buffer("x0", (n,), type_.dtype), Buffer("y0", (n,), type_.dtype)
     i = (Affine.of("i0"),)
     body = loop("i0", n, "parallel", Store("y0", i, Load("x0", i, x.dtype)))
     return Kernel("copy", (x, y), (), (body,))
@@ -100,49 +102,44 @@ def order(region: Region, targets: Sequence[Target]) -> Ordered:
     """Choose in-place writes, add copies where there is no other way, and sort into generations."""
     refused: set[int] = set()
     while True:
-        items, located, edges, writers = _settle(region, targets, refused)
-        generations, cyclic = _generations(items, edges, writers)
+        items, located, overwrites, writers = _settle(region, targets, refused)
+        generations, cyclic = _generations(items, _edges(items, overwrites, writers), writers)
         if not cyclic:
-            return Ordered(generations, located, {id(w) for w in writers})
-        before = len(refused)
-        for k, t in enumerate(targets):
-            if root(t.new) in located and any(root(t.new) in writes(i) for i in cyclic):
-                refused.add(k)
-        if len(refused) == before:
+            return Ordered(generations, located, {id(items[w]) for w in writers})
+        made = {v for item in cyclic for v in writes(item)}
+        again = {k for k, t in enumerate(targets) if root(t.new) in located and root(t.new) in made}
+        if again <= refused:
             raise AssertionError("pieces depend on each other in a circle")
+        refused |= again
 
 
 def _settle(region: Region, targets: Sequence[Target], refused: set[int]):
+    """(items, where targets lie, [(old value, number of the item that overwrites it)], numbers of state writers)."""
     items: list[Item] = list(region.pieces)
-    at = {id(p): k for k, p in enumerate(items)}
-    producer = {v: p for p in items for v in writes(p)}
+    producer = {v: k for k, p in enumerate(items) for v in writes(p)}
     located: dict[Value, Located] = {}
-    overwrites: list[tuple[Value, Item]] = []
-    writers: list[Item] = []
+    overwrites: list[tuple[Value, int]] = []
+    writers: set[int] = set()
     for k, t in enumerate(targets):
         new, old = root(t.new), root(t.old) if t.old is not None else None
         if new is old:
             continue
-        made_by = producer.get(new)
-        if made_by is not None:
-            made_by = items[at[id(made_by)]]
+        number = producer.get(new)
         direct = None
-        if made_by is not None and new not in located and k not in refused and not (t.state and can_fail(made_by)):
-            direct = _in_place(made_by, new, old)
+        if number is not None and new not in located and k not in refused and not (t.state and can_fail(items[number])):
+            direct = _in_place(items[number], new, old)
         if direct is None:
-            copy = Value(f"{t.new.name}.copy", t.new.type, t.new.loc, None)
-            direct = Piece(copy_kernel(t.new), (t.new, copy), t.new.loc or NOWHERE, "copy", (), ())
-            items.append(direct)
-            new = copy
-        elif direct is not made_by:
-            slot = next(n for p, n in at.items() if items[n] is made_by)
-            items[slot] = direct
+            new = Value(f"{t.new.name}.copy", t.new.type, t.new.loc)
+            number = len(items)
+            items.append(Piece(copy_kernel(t.new.type), (t.new, new), t.new.loc, "copy", (), ()))
+        else:
+            items[number] = direct
         located[new] = t.at
         if old is not None:
-            overwrites.append((old, direct))
+            overwrites.append((old, number))
         if t.state:
-            writers.append(direct)
-    return items, located, _edges(items, overwrites, writers), writers
+            writers.add(number)
+    return items, located, overwrites, writers
 
 
 def _in_place(item: Item, new: Value, old: Value | None) -> Item | None:
@@ -155,16 +152,42 @@ def _in_place(item: Item, new: Value, old: Value | None) -> Item | None:
     names = [b.name for b in item.kernel.params]
     sources = [n for n, v in zip(names, item.arguments, strict=True) if root(v) is old and n not in outs]
     made = [n for n, v in zip(names, item.arguments, strict=True) if root(v) is new and n in outs]
-    if len(sources) != 1 or len(made) != 1 or not can_alias(item.kernel, sources[0], made[0]):
+    if len(sources) != 1 or len(made) != 1:
         return None
-    kernel = merge_params(item.kernel, sources[0], made[0])
+    kernel = _merged(item.kernel, sources[0], made[0])
+    if kernel is None:
+        return None
     by_name = dict(zip(names, item.arguments, strict=True))
     return replace(item, kernel=kernel, arguments=tuple(by_name[b.name] for b in kernel.params))
 
 
-def _edges(items: list[Item], overwrites, writers) -> dict[int, set[int]]:
+@lru_cache(maxsize=256)
+def _merged(kernel: Kernel, source: str, made: str) -> Kernel | None:
+    """The kernel with `source` and `made` as one parameter, or None if they cannot be."""
+    for k in (kernel, _stored_last(kernel, made)):
+        if can_alias(k, source, made):
+            return merge_params(k, source, made)
+    return None
+
+
+def _stored_last(kernel: Kernel, buffer: str) -> Kernel:
+    """The kernel with the stores to `buffer` behind whatever may still need what it held, where that is possible."""
+
+    def behind(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        kept: list[Stmt] = []
+        last: list[Stmt] = []
+        for k, s in enumerate(stmts):
+            if isinstance(s, Store) and s.buffer == buffer and not read((s,)) & written(stmts[k + 1 :]):
+                last.append(s)
+            else:
+                kept.append(replace(s, body=behind(s.body)) if isinstance(s, Loop) else s)
+        return (*kept, *last)
+
+    return replace(kernel, body=behind(kernel.body))
+
+
+def _edges(items: list[Item], overwrites: list[tuple[Value, int]], writers: set[int]) -> dict[int, set[int]]:
     """item number -> the numbers of the items that must come before it."""
-    number = {id(p): k for k, p in enumerate(items)}
     producer = {v: k for k, p in enumerate(items) for v in writes(p)}
     readers: dict[Value, list[int]] = defaultdict(list)
     before: dict[int, set[int]] = {k: set() for k in range(len(items))}
@@ -174,16 +197,16 @@ def _edges(items: list[Item], overwrites, writers) -> dict[int, set[int]]:
             if v in producer:
                 before[k].add(producer[v])
     for old, writer in overwrites:
-        k = number[id(writer)]
-        before[k].update(r for r in readers[old] if r != k)
-    if writers:
-        fallible = [k for k, p in enumerate(items) if can_fail(p)]
-        for w in writers:
-            before[number[id(w)]].update(f for f in fallible if f != number[id(w)])
+        before[writer].update(r for r in readers[old] if r != writer)
+    fallible = [k for k, p in enumerate(items) if can_fail(p)] if writers else []
+    for w in writers:
+        before[w].update(f for f in fallible if f != w)
     return before
 
 
-def _generations(items: list[Item], before: dict[int, set[int]], writers) -> tuple[list[list[Item]], list[Item]]:
+def _generations(
+    items: list[Item], before: dict[int, set[int]], writers: set[int]
+) -> tuple[list[list[Item]], list[Item]]:
     """As soon as possible, except that what depends on nothing waits until just before its first reader."""
     after: dict[int, list[int]] = defaultdict(list)
     for k, preds in before.items():
@@ -203,9 +226,8 @@ def _generations(items: list[Item], before: dict[int, set[int]], writers) -> tup
                 ready.append(s)
     if done < len(items):
         return [], [items[k] for k, n in waiting.items() if n > 0]
-    state = {id(w) for w in writers}
     for k, preds in before.items():
-        if not preds and after[k] and id(items[k]) not in state:
+        if not preds and after[k] and k not in writers:
             level[k] = min(level[s] for s in after[k]) - 1
     generations: list[list[Item]] = [[] for _ in range(max(level.values(), default=-1) + 1)]
     for k, p in enumerate(items):

@@ -215,7 +215,7 @@ class _FunctionPlanner:
             here = Located(at.storage, (*at.strides, 0))
             inner[root(v)] = here
             targets.append(Target(new, here, v))
-            first = Piece(copy_kernel(v), (initial, final), initial.loc, "carry", (), ())
+            first = Piece(copy_kernel(v.type), (initial, final), initial.loc, "carry", (), ())
             entry.append((first, (self._place(initial, located), at)))
             bind(initial)
         for new, outer in loop.stacked_out:

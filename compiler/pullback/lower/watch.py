@@ -1,7 +1,7 @@
 """`--watch-nan`: every kernel checks the floats that it stores; regions in, regions out.
 
-A stored value v becomes `select(check(not finite(v)) == 0, v, v)`: the check is an ordinary checked integer with bound 1, so
-masks, vectors, the commit point and the status work as for indices, and no IR knows of NaN watching.
+A stored value v becomes `select(check(not finite(v)) == 0, v, v)`: the check is an ordinary checked integer with
+bound 1, so masks, vectors, the commit point and the status work as for indices, and no IR knows of NaN watching.
 """
 
 from __future__ import annotations
