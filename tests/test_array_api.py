@@ -476,6 +476,7 @@ def test_integers_in_functions_of_reals_count_as_f32():
 def test_dtype_information():
     assert xp.isdtype(f32, "real floating") and xp.isdtype(u8, ("bool", "integral")) and not xp.isdtype(i8, bool_)
     assert xp.finfo(f32).eps == np.finfo(np.float32).eps and xp.finfo(bf16).eps == 2**-7 and xp.iinfo(i8).min == -128
+    assert xp.can_cast(i8, i32) and xp.can_cast(xp.ones(2), f64) and not xp.can_cast(f32, bf16)
     for spec, dtype in (("f32", f32), (float, f32), (int, i32), (bool, bool_), (np.float64, f64), (np.dtype("u1"), u8)):
         assert dtype_of(spec) is dtype
     with pytest.raises(DTypeError, match="expected one of"):
@@ -520,6 +521,8 @@ ERRORS = [
     (lambda: N + 2**40 * 2**40, DTypeError, "out of range"),
     (lambda: xp.asarray(np.array(["a"])), DTypeError, "numbers"),
     (lambda: xp.asarray([1.5], dtype=i32), DTypeError, "integer"),
+    (lambda: xp.asarray([[1.0], [1.0, 2.0]]), ShapeError, "equal lengths"),
+    (lambda: V == None, DTypeError, "numbers"),  # noqa: E711
     (lambda: -(V > 0), DTypeError, "neg"),
     (lambda: V & V, DTypeError, "and"),
     (lambda: xp.max(xp.zeros((0,))), ShapeError, "at least one"),

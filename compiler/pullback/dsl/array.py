@@ -122,6 +122,7 @@ from .manipulation import (
 )
 from .promotion import (
     broadcast_shapes,
+    can_cast,
     finfo,
     iinfo,
     isdtype,
@@ -192,6 +193,7 @@ __all__ = [
     "broadcast_axes",
     "broadcast_shapes",
     "broadcast_to",
+    "can_cast",
     "ceil",
     "clip",
     "concat",

@@ -63,6 +63,12 @@ def result_type(*arrays_and_dtypes) -> DType:
     return strong
 
 
+def can_cast(from_, to: DType) -> bool:
+    """Whether a dtype (or a tensor's) goes to `to` by promotion, that is without losing its kind or width."""
+    dtype = getattr(from_, "dtype", from_)
+    return promote_types(dtype, to) is to
+
+
 _KINDS = {
     "bool": "b",
     "signed integer": "i",
@@ -167,7 +173,10 @@ def fill(value, dtype: DType, shape: Shape, loc: Loc | None = None) -> Node:
 def constant(array, dtype: DType | None = None) -> Node:
     """The node of an array known now.  Lists of Python numbers count as i32, f32 or bool."""
     given = isinstance(array, np.ndarray | np.generic)
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError:
+        raise ShapeError("expected lists of equal lengths and tensors of equal shapes within them") from None
     if array.dtype.kind not in "biufV" or array.dtype.hasobject:
         raise DTypeError(f"expected an array of numbers, got one of {array.dtype}")
     if dtype is None:
