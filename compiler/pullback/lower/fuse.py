@@ -32,12 +32,14 @@ from .families import GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
 from .groups import Cone, Group
 from .nests import DEAR, NESTS
 from .stores import Grown, choose
-from .summation import form, reduced_extents
+from .summation import column_chunks, form, reduced_extents
 
 ROWS = 16
 """Groups of fewer rows than this take in no more work than one row is worth: they would lose parallelism."""
 SMALL = 16384
 """Elements that one block may as well do alone."""
+FEW = 4
+"""Chunks of rows: below that many, large column sums stay apart."""
 DEPTH = 48
 """Pointwise nodes above each other before a value goes to memory."""
 MANY = 64
@@ -134,6 +136,7 @@ class _Sweep:
     def __init__(self, graph: Graph, writes: int):
         self.graph = graph
         self.users = graph.users()
+        self.at = {n: k for k, n in enumerate(graph.nodes)}
         self.result = Fusion()
         self.groups: list[Grown] = []  # by number; a merged group's entry is the group that took it in
         self.carry: dict[Node, Grown] = {}
@@ -301,7 +304,11 @@ class _Sweep:
     def _column(self, n: Node) -> None:
         x, extents = n.inputs[0], reduced_extents(n)
         kept = tuple(d for d in range(len(x.shape)) if d not in n.op.axes)
-        g = self._host(x, n.op.axes, kept, extents)
+        if prod(column_chunks(extents).shape) < FEW and x.type.size > SMALL:
+            # Columns are what there is to do in parallel, so rows must not go together.
+            g = self.new("rows", dict(enumerate(extents)), tuple(range(len(extents))), self.read(x))
+        else:
+            g = self._host(x, n.op.axes, kept, extents)
         g.sinks.append(n)
         g.read = True
         done = self.new("map", dict(enumerate(n.shape)), None, 1 << g.number)
@@ -419,7 +426,7 @@ class _Sweep:
         if not needed <= set(dims) or any(dims.count(i) > 1 for i in needed):
             return False
         if g.kind == "rows":
-            return True
+            return g.count() >= ROWS or n.type.size <= SMALL
         if all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
             return True
         # n repeats a map's value along new axes: rows, if these come last and there are enough.
@@ -510,7 +517,6 @@ class _Sweep:
 
     # ---- the end
     def _finish(self) -> Fusion:
-        at = {n: k for k, n in enumerate(self.graph.nodes)}
         alive = [g for g in self.groups if g.merged is None]
         memory = set(self.leaf)
         for g in alive:
@@ -520,7 +526,7 @@ class _Sweep:
                 memory.update(g.outputs)
         self.result.memory = memory
         for g in alive:
-            group = g.fixed or g.group(self.dims, at)
+            group = g.fixed or g.group(self.dims, self.at)
             if group is not None and (group.outputs or group.sinks):
                 self.result.groups.append(group)
         return self.result

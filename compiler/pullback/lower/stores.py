@@ -7,6 +7,7 @@ reductions below it and what is in memory anyway.  `choose` compares the two by 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from ..graph.graph import Node
@@ -46,6 +47,10 @@ class Grown:
         rows = self.extents if self.rows is None else self.rows
         return {i for i in rows if self.extents[i] != 1}
 
+    def count(self) -> int:
+        """How many rows there are."""
+        return prod(self.extents[i] for i in (self.extents if self.rows is None else self.rows))
+
     def take(self, other: Grown) -> None:
         self.mask |= other.mask
         self.deps |= other.deps
@@ -78,7 +83,7 @@ class Grown:
 def choose(g: Grown, sweep: _Sweep) -> list[Node]:
     """What the group stores besides what must be in memory."""
     stored = set(g.outputs)
-    wanted = [n for n in g.demands if n not in stored]
+    wanted = sorted((n for n in g.demands if n not in stored), key=sweep.at.__getitem__)
     if not wanted:
         return []
     anchors: dict[Node, None] = {}
