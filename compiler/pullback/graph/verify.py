@@ -53,14 +53,17 @@ def _verify_node(graph: Graph, node: Node, verified: set[Node]) -> None:
         _fail(graph, node, "the op is not in the op table")
     for name in region_fields(type(op)):
         _verify_graph(getattr(op, name), verified)
+    types = [x.type for x in node.inputs]
     try:
-        type_ = op.infer(*[x.type for x in node.inputs])
+        type_ = op.infer(*types)
     except PullbackError as error:
-        _fail(graph, node, f"does not take ({', '.join(str(x.type) for x in node.inputs)}): {error}")
-    if type_ != node.type:
+        _fail(graph, node, f"does not take ({', '.join(map(str, types))}): {error}")
+    if type_ is not node.type and type_ != node.type:
         _fail(graph, node, f"its inputs give {type_}")
+    if types and type_ is types[0]:
+        return  # an input's type, which was checked with the input
     for t in type_.items if isinstance(type_, TupleType) else (type_,):
-        if not (isinstance(t, TensorType) and all(type(d) is int and d >= 0 for d in t.shape)):
+        if not (isinstance(t, TensorType) and all([type(d) is int and d >= 0 for d in t.shape])):
             _fail(graph, node, "dimensions must be non-negative integers")
 
 

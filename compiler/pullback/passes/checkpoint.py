@@ -65,7 +65,7 @@ def checkpoint(graph: Graph, price: Cost | None = None, work: Cost | None = None
     wanted = dict.fromkeys([x for _, x in readers])
     tag = 1 + max([n.tag for n in graph.nodes])
     copies = _recovered_conditions(graph, wanted, price, tag)
-    again = _computed_again([x for x in wanted if x not in copies], price, work)
+    again = _computed_again(graph, [x for x in wanted if x not in copies], price, work)
     for v in graph.nodes:  # inputs come first
         if v in again and v not in copies:
             copies[v] = Node(v.op, tuple([copies.get(u, u) for u in v.inputs]), v.type, v.loc.as_gradient(), tag)
@@ -132,7 +132,11 @@ def _early(graph: Graph, depth: dict[Node, int]) -> set[Node]:
 
 
 # ---- the cut ---------------------------------------------------------------------------------------------
-def _computed_again(wanted: Iterable[Node], price: Cost, work: Cost) -> set[Node]:
+Problem = tuple[tuple[int, int | float, bool, tuple[int, ...]], ...]
+"""For each value, inputs first: price, work, whether it is wanted, the numbers of its inputs."""
+
+
+def _computed_again(graph: Graph, wanted: Iterable[Node], price: Cost, work: Cost) -> set[Node]:
     """The forward values to compute again."""
     prices: dict[Node, float] = {}
     works: dict[Node, float] = {}
@@ -145,26 +149,14 @@ def _computed_again(wanted: Iterable[Node], price: Cost, work: Cost) -> set[Node
                 prices[v], works[v] = prices[v] * LATE, 0.0
             if prices[v] > 0 and not isinf(works[v]):
                 stack += v.inputs
-    network = nx.Graph()
-    network.add_nodes_from([v for v, p in prices.items() if p > 0])
-    for v in network.nodes:
-        if not isinf(works[v]):
-            network.add_edges_from([(u, v) for u in v.inputs if prices[u] > 0])
-
-    wanted, solved, again = set(wanted), {}, set()
-    for component in nx.connected_components(network):
-        if len(component) == 1 and isinf(works[next(iter(component))]):
-            continue
-        nodes = _inputs_first(component)
-        number = {v: i for i, v in enumerate(nodes)}
-        problem = tuple(
-            (_units(prices[v]), _units(works[v]), v in wanted, tuple([number[u] for u in v.inputs if u in number]))
-            for v in nodes
-        )
-        if problem not in solved:
-            solved[problem] = _cut(problem)
-        again.update([nodes[i] for i in solved[problem]])
-    return again
+    nodes = [v for v in graph.nodes if prices.get(v, 0.0) > 0]
+    number = {v: i for i, v in enumerate(nodes)}
+    wanted = set(wanted)
+    problem = tuple(
+        (_units(prices[v]), _units(works[v]), v in wanted, tuple([number[u] for u in v.inputs if u in number]))
+        for v in nodes
+    )
+    return {nodes[i] for i in _solve(problem)}
 
 
 def _units(cost: float) -> int | float:
@@ -172,29 +164,56 @@ def _units(cost: float) -> int | float:
     return cost if isinf(cost) else round(cost * 64)
 
 
-def _inputs_first(component: set[Node]) -> list[Node]:
-    """A component in an order that depends on its structure alone, as far as names are not needed for it."""
-    order: dict[Node, None] = {}
-    used = {u for v in component for u in v.inputs}
-    roots = [v for v in component if v not in used]
-    roots.sort(key=lambda v: (v.loc.file, v.loc.line, v.op.name))
-    for root in roots:
-        stack = [(root, 0)]
-        while stack:
-            v, i = stack.pop()
-            if v in order:
-                continue
-            if i < len(v.inputs):
-                stack.append((v, i + 1))
-                if v.inputs[i] in component:
-                    stack.append((v.inputs[i], 0))
-            else:
-                order[v] = None
-    return list(order)
+def _solve(problem: Problem) -> list[int]:
+    """The numbers of the values to compute again: the problem in its independent parts, equal ones solved once."""
+    owner, work, inputs = _merged(problem)
+    free = {v for v, p in enumerate(problem) if owner[v] == v and not (p[2] and isinf(work[v]))}  # others are kept
+    network = nx.Graph()
+    network.add_nodes_from(sorted(free))
+    network.add_edges_from([(u, v) for v in free if not isinf(work[v]) for u in inputs[v] if u in free])
+    solved: dict[Problem, list[int]] = {}
+    again: set[int] = set()
+    for component in nx.connected_components(network):
+        members = sorted(component)
+        place = {v: i for i, v in enumerate(members)}
+        part = tuple(
+            (problem[v][0], work[v], problem[v][2], tuple(sorted([place[u] for u in inputs[v] if u in place])))
+            for v in members
+        )
+        if part not in solved:
+            solved[part] = _cut(part)
+        again.update([members[i] for i in solved[part]])
+    return [v for v in range(len(problem)) if owner[v] in again]
 
 
-def _cut(problem: tuple[tuple[int, int | float, bool, tuple[int, ...]], ...]) -> list[int]:
-    """The numbers of the values to compute again."""
+def _merged(problem: Problem) -> tuple[list[int], list[int | float], list[set[int]]]:
+    """A smaller problem with the same answer: each value's owner, the owners' work and inputs.
+
+    A value that only one other needs, and that is no cheaper to keep than that one, is never worth keeping: it is
+    computed again exactly when the other is.
+    """
+    owner, work = list(range(len(problem))), [p[1] for p in problem]
+    inputs, users = [set(p[3]) for p in problem], [set() for _ in problem]
+    for v in reversed(range(len(problem))):
+        price, _, wanted, _ = problem[v]
+        if not wanted and len(users[v]) == 1:
+            (user,) = users[v]
+            if price >= problem[user][0]:
+                owner[v] = user
+                work[user] += work[v]
+                inputs[user] |= inputs[v]
+                inputs[user].discard(v)
+        if not isinf(work[v]):
+            for u in inputs[v]:
+                users[u].add(owner[v])
+    return owner, work, inputs
+
+
+def _cut(problem: Problem) -> list[int]:
+    """The minimum cut of one part."""
+    if len(problem) == 1:
+        price, work, wanted, _ = problem[0]
+        return [0] if wanted and work < price else []
     g = nx.DiGraph()
     g.add_nodes_from(["source", "sink"])
     for v, (price, work, wanted, inputs) in enumerate(problem):
@@ -203,8 +222,7 @@ def _cut(problem: tuple[tuple[int, int | float, bool, tuple[int, ...]], ...]) ->
             g.add_edge("source", ("in", v))  # no capacity: infinite
         else:
             g.add_edge("source", ("in", v), capacity=work)
-            for u in inputs:
-                g.add_edge(("out", u), ("in", v))
+            g.add_edges_from([(("out", u), ("in", v)) for u in inputs])
         if wanted:
             g.add_edge(("out", v), "sink")
     _, (_, sink_side) = nx.minimum_cut(g, "source", "sink")
