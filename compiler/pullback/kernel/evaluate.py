@@ -7,6 +7,7 @@ it: on separate arrays, and as the launches of a plan over one arena of bytes, w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -25,6 +26,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Run a kernel on arrays, by name or in the order of its parameters; the arrays are not changed.
 
+    A schedule may merge dimensions of a parameter, so only the number of elements must agree.
     Outputs may be missing (or None): they start as poison.  Returns every parameter that the kernel stores
     to, in the shape and numpy type of its buffer (bf16 as float32).  `lockstep=False` runs every loop
     element by element.
@@ -38,9 +40,9 @@ def evaluate(
         flat = np.full(max(b.size, 1), poison(b.dtype), memory_type(b.dtype))
         given = arrays.get(b.name)
         if given is not None:
-            if np.shape(given) != b.shape:
+            if np.size(given) != prod(b.shape):
                 raise PullbackError(f"kernel {kernel.name}: {b.name} is {list(b.shape)}, got {list(np.shape(given))}")
-            _view(flat, b)[...] = encode(given, b.dtype)
+            _view(flat, b)[...] = encode(np.reshape(given, b.shape), b.dtype)
         elif b.name not in outputs:
             raise PullbackError(f"kernel {kernel.name}: no array for {b.name}")
         memory.append(flat)

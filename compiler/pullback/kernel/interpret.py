@@ -90,8 +90,10 @@ def poison(dtype: DType):
         return np.uint16(0x7FC0)
     if dtype.kind == "f":
         return dtype.numpy.type(np.nan)
-    info = None if dtype.kind == "b" else np.iinfo(dtype.numpy)
-    return np.True_ if info is None else dtype.numpy.type(info.min // 2 - 77 if info.min else info.max - 77)
+    if dtype.kind == "b":
+        return np.True_
+    info = np.iinfo(dtype.numpy)
+    return dtype.numpy.type(info.min // 2 - 7 if info.min else info.max - 7)
 
 
 # ---- what the generated text calls ----------------------------------------------------------------------

@@ -165,7 +165,7 @@ def _expr(e: Expr, names: dict[int, str], level: int = 0) -> str:
 
 # ---- parsing --------------------------------------------------------------------------------------------
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf\b|nan\b))|(?P<name>%?[A-Za-z_][\w.]*)|(?P<op><=|>=|==|!=|->|\S))"
+    r"\s*(?:(?P<number>-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf\b|nan\b))|(?P<name>%\d+|[A-Za-z_][\w.]*)|(?P<op><=|>=|==|!=|->|\S))"
 )
 
 
