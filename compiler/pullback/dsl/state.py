@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
 
 from ..errors import BuildError, DTypeError, ShapeError
 from ..graph.graph import NOWHERE, Loc, Node, current_loc
@@ -17,7 +20,7 @@ from ..graph.types import DType, TensorType, f32, u32
 from .array import asarray, full
 from .random import normal, uniform
 from .tensor import Tensor
-from .trace import active, require, stream
+from .trace import active, require
 
 Init = Callable[["Draw"], Tensor]
 """The initial value of a variable as an expression."""
@@ -40,7 +43,9 @@ class Draw:
 
     @property
     def _key(self) -> tuple[Tensor, Tensor, int]:
-        return self.seed, full((), 0, dtype=u32), stream(self.name)
+        """The name goes into the key, as data: so all variables of one shape are drawn by one kernel."""
+        name = np.frombuffer(blake2b(self.name.encode(), digest_size=8).digest(), "<u4")
+        return self.seed ^ asarray(name), full((), 0, dtype=u32), 0
 
     def full(self, value) -> Tensor:
         return full(self.type.shape, value, dtype=self.type.dtype)
