@@ -40,20 +40,30 @@ VECTOR, INDEX = TensorType(f32, (N,)), TensorType(i32, (N,))
 
 
 def _address(name: str, number: int) -> str:
-    """LLVM text: the address of argument `number`, of a plan with one loop at most."""
-    return f"""
-  %{name}.row = getelementptr [6 x i64], ptr %args, i64 {number}
-  %{name}.base = load i64, ptr %{name}.row
-  %{name}.p1 = getelementptr i64, ptr %{name}.row, i64 1
-  %{name}.offset = load i64, ptr %{name}.p1
-  %{name}.p2 = getelementptr i64, ptr %{name}.row, i64 2
-  %{name}.stride = load i64, ptr %{name}.p2
-  %{name}.loop = load i64, ptr %loops
-  %{name}.moved = mul i64 %{name}.stride, %{name}.loop
-  %{name}.total = add i64 %{name}.offset, %{name}.moved
-  %{name}.slot = getelementptr ptr, ptr %bases, i64 %{name}.base
-  %{name}.start = load ptr, ptr %{name}.slot
-  %{name} = getelementptr i8, ptr %{name}.start, i64 %{name}.total"""
+    """LLVM text: the address of argument `number`."""
+    lines = [
+        f"%{name}.row = getelementptr [6 x i64], ptr %args, i64 {number}",
+        f"%{name}.base = load i64, ptr %{name}.row",
+    ]
+    lines += [f"%{name}.p = getelementptr i64, ptr %{name}.row, i64 1", f"%{name}.sum = load i64, ptr %{name}.p"]
+    total = f"%{name}.sum"
+    for level in range(4):
+        at = f"%{name}.{level}"
+        lines += [
+            f"{at}.p = getelementptr i64, ptr %{name}.row, i64 {2 + level}",
+            f"{at}.stride = load i64, ptr {at}.p",
+            f"{at}.q = getelementptr i64, ptr %loops, i64 {level}",
+            f"{at}.counter = load i64, ptr {at}.q",
+            f"{at}.moved = mul i64 {at}.stride, {at}.counter",
+            f"{at}.sum = add i64 {total}, {at}.moved",
+        ]
+        total = f"{at}.sum"
+    lines += [
+        f"%{name}.slot = getelementptr ptr, ptr %bases, i64 %{name}.base",
+        f"%{name}.start = load ptr, ptr %{name}.slot",
+        f"%{name} = getelementptr i8, ptr %{name}.start, i64 {total}",
+    ]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _kernel(name: str, isa: str, parameters: str, body: str, last: str = "loop") -> str:
@@ -102,7 +112,7 @@ spin:
   %n = phi i64 [ 0, %loop ], [ %n1, %spin ]
   store volatile i64 %n, ptr %scratch
   %n1 = add i64 %n, 1
-  %again = icmp ult i64 %n1, 40000
+  %again = icmp ult i64 %n1, 400000
   br i1 %again, label %spin, label %done
 done:
   %a = load float, ptr %oi, align 4

@@ -46,7 +46,7 @@ def test_ctrl_c_within_a_step(path, threads):
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         p.slow()
-    assert time.perf_counter() - start < whole / 2
+    assert time.perf_counter() - start < whole
     timer.join()
     assert np.array_equal(p.context.state, before)
     assert signal.set_wakeup_fd(-1) == -1  # nothing is left behind

@@ -139,8 +139,8 @@ class _Linker:
         return list(names)
 
     def _target(self, symbol: Symbol) -> Symbol | None:
-        """The definition that a symbol stands for; None if it is imported."""
-        return self.globals.get(symbol.name) if symbol.section is UNDEFINED else symbol
+        """The definition that a symbol stands for (not its own, if it is weak); None if it is imported."""
+        return symbol if symbol.is_local else self.globals.get(symbol.name)
 
     # ---- layout ----------------------------------------------------------------------------------------
     def link(self) -> bytes:
@@ -411,7 +411,8 @@ class _Linker:
     def _symbol_table(self) -> tuple[bytes, bytes, int]:
         """`.symtab`, its strings, and the number of local symbols."""
         indices, exported = self._section_numbers(), {id(s) for s in self.exports}
-        kept = [s for s in self.symbols if s.section not in (None, UNDEFINED) and s.name and s.kind in (0, 1, 2)]
+        chosen = [s for s in self.symbols if s.is_local or self.globals.get(s.name) is s]
+        kept = [s for s in chosen if s.section not in (None, UNDEFINED) and s.name and s.kind in (0, 1, 2)]
         kept = [s for s in kept if self.place[id(s.section)][0].name in indices]
         kept.sort(key=lambda s: id(s) in exported)
         strings, table = bytearray(b"\0"), bytearray(24)
