@@ -35,36 +35,15 @@ def predict(image):
     return pb.argmax(model(image), axis=-1)
 
 
-def load_data():
-    """Images f32[n, 64] in 0..1 and labels i32[n], in a fixed shuffled order: (train, test)."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.int32)
-    held_out = len(labels) // 5
-    return (images[held_out:], labels[held_out:]), (images[:held_out], labels[:held_out])
-
-
-def main():
-    import numpy as np
-
-    (images, labels), (test_images, test_labels) = load_data()
-    digits = pb.build(train, predict, dims={"batch": 64})
-    rng = np.random.default_rng(1)
-    for epoch in range(40):
-        order = rng.permutation(len(labels))
-        losses = []
-        for i in range(0, len(order) - 63, 64):
-            rows = order[i : i + 64]
-            losses.append(digits.train(image=images[rows], label=labels[rows]))
-        if epoch % 5 == 4:
-            print(f"epoch {epoch + 1:2d}  loss {np.mean(losses):.4f}")
-    guesses = [digits.predict(image=test_images[i : i + 64]) for i in range(0, len(test_labels), 64)]
-    accuracy = np.mean(np.concatenate(guesses) == test_labels)
-    print(f"accuracy on the held-out fifth: {accuracy:.1%}")
-
-
 if __name__ == "__main__":
-    main()
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from train_digits import main as train_digits
+
+    from pullback.cli import main as pullback
+
+    with TemporaryDirectory() as folder:
+        artifact = Path(folder) / "digits.so"
+        pullback(["build", __file__, "-o", str(artifact), "--dim", "batch=64"])
+        train_digits(artifact)
