@@ -305,14 +305,20 @@ def _map_children(e: Expr, f: Callable[[Expr], Expr], done: dict[int, Expr]) -> 
     return e
 
 
-def walk_expr(e: Expr, seen: set[int] | None = None) -> Iterator[Expr]:
-    """Every node of an expression, shared parts once."""
+def walk_expr(e: Expr, seen: set[int] | None = None) -> list[Expr]:
+    """Every node of an expression from the top down, shared parts once."""
     seen = set() if seen is None else seen
-    if id(e) not in seen:
-        seen.add(id(e))
-        yield e
-        for c in children(e):
-            yield from walk_expr(c, seen)
+    out, stack = [], [e]
+    while stack:
+        e = stack.pop()
+        if id(e) not in seen:
+            seen.add(id(e))
+            out.append(e)
+            if e.__class__ is Apply:
+                stack.extend(e.args[::-1])
+            elif below := children(e):
+                stack.extend(below[::-1])
+    return out
 
 
 def loads(e: Expr) -> list[Load]:
