@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from ..codegen.target import Target
 from ..errors import ScheduleError
-from ..kernel.kernel import Kernel, Loop, Stmt, read, walk, written
+from ..kernel.kernel import Kernel, Loop, Stmt, Tile, read, walk, written
 from .cpu_contract import recognise, schedule_contraction
-from .cpu_map import schedule_map
+from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
-from .nest import join_parts, outer_chain, split_parts
+from .nest import join_parts, outer_chain, split_parts, whole_chunks
 
 __all__ = ["ScheduleError", "family", "schedule"]
 
@@ -23,8 +23,12 @@ def family(kernel: Kernel) -> str:
     if recognise(kernel) is not None:
         return "contraction"
     _, body = outer_chain(kernel)
-    inner = any(isinstance(s, Loop) and s.role == "parallel" for s in walk(body))
-    return "rows" if inner else "map"
+    inside = list(walk(body))
+    if not any(isinstance(s, Loop) and s.role == "parallel" for s in inside):
+        return "map"
+    if any(isinstance(s, Tile) for s in inside) or not walks_columns(kernel):
+        return "rows"
+    return "map"  # such as scatter: what runs in order walks rows, columns are side by side
 
 
 def schedule(kernel: Kernel, target: Target) -> Kernel:
@@ -35,9 +39,11 @@ def schedule(kernel: Kernel, target: Target) -> Kernel:
     """
     if any(isinstance(s, Loop) and s.extent == 0 for s in walk(kernel.body)):
         return kernel  # nothing runs, or sums of nothing: as it stands
-    if len(kernel.body) > 1 and _independent(kernel.body):
-        parts = split_parts(kernel)
-        return join_parts(kernel, [_FAMILIES[family(p)](p, target) for p in parts])
+    chunks = whole_chunks(kernel)
+    chunked, kernel = chunks is not kernel, chunks
+    if len(kernel.body) > 1 and (chunked or _independent(kernel.body)):
+        parts, shared = split_parts(kernel)
+        return join_parts(kernel, [_FAMILIES[family(p)](p, target, shared) for p in parts])
     return _FAMILIES[family(kernel)](kernel, target)
 
 

@@ -95,6 +95,6 @@ def lane_price(kernel: Kernel, stmts: Iterable[Stmt], axis: str, extent: int, la
         elif s == -1:
             total += 2
         else:
-            total += lanes * (1.0 if not isinstance(x, Store) else 2.0)
+            total += lanes * (1.5 if not isinstance(x, Store) else 3.0)
     vectors = -(-extent // lanes)
     return total * vectors / max(extent, 1)

@@ -8,6 +8,7 @@ docs/schedules.md).  The plan of blocks, panels and tiles is chosen from shapes 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
@@ -94,9 +95,11 @@ class Tiling:
     carry_k: bool = False  # k blocks outside of the tiles: accumulators wait in memory
 
 
-def schedule_contraction(kernel: Kernel, target: Target, tiling: Tiling | None = None) -> Kernel:
-    """`tiling` overrides `choose` (tests and measurements)."""
-    kernel, c = normalise(kernel, target)
+def schedule_contraction(
+    kernel: Kernel, target: Target, fixed: Collection[str] = (), tiling: Tiling | None = None
+) -> Kernel:
+    """The buffers `fixed` keep their shapes; `tiling` overrides `choose` (tests and measurements)."""
+    kernel, c = normalise(kernel, target, fixed)
     lanes = lanes_for(kernel, c, target)
     t = tiling or choose(kernel, c, target)
     a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
@@ -238,14 +241,14 @@ def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
 
 
 # ---- reading and choosing -------------------------------------------------------------------------------
-def normalise(kernel: Kernel, target: Target) -> tuple[Kernel, Contraction]:
+def normalise(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> tuple[Kernel, Contraction]:
     """Fuse axes where memory allows; name the row axis of the tile `i`, the vectorised column axis `j`, and
     put all other axes around them."""
     c = group(kernel, False)
     kernel = order_axes(kernel, (*c.outer, *c.rows, *c.columns))
     left: list[str] = []
     for axes in (c.outer, c.rows, c.columns, c.reduced):
-        kernel, names = fuse_chain(kernel, list(axes))
+        kernel, names = fuse_chain(kernel, list(axes), fixed)
         left.append(names)
     outer, rows, columns, reduced = left
     extents = extents_of(kernel)

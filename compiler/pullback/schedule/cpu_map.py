@@ -8,11 +8,14 @@ vectorised; transposed loads go through a tile in registers.  Everything else ru
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from math import prod
+
 from ..codegen.target import Target
 from ..errors import ScheduleError
-from ..kernel.kernel import Kernel, Load, Loop, Store, loads, stores, walk
+from ..kernel.kernel import Kernel, Load, Loop, Stmt, Store, loads, stores, walk
 from .common import BLOCK, deal, lane_price, lanes_of, vectorise, work
-from .nest import cost, extents_of, fuse_chain, order_axes, outer_chain, stride
+from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
 from .staging import pack, tensorise
 from .steps import bind, sink, split, tidy
 
@@ -20,12 +23,13 @@ GROUP = 4
 """Vectors that are in flight together."""
 
 
-def schedule_map(kernel: Kernel, target: Target) -> Kernel:
-    """Any nest whose parallel loops are all on the outside (others inside stay serial)."""
+def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> Kernel:
+    """Any nest whose parallel loops are all on the outside (others inside stay serial).  The buffers `fixed`
+    keep their shapes."""
     chain, body = outer_chain(kernel)
     if not chain or any(not isinstance(s.extent, int) for s in chain):
         return kernel
-    kernel, axes = fuse_chain(kernel, [s.axis for s in chain])
+    kernel, axes = fuse_chain(kernel, [s.axis for s in chain], fixed)
     _, body = outer_chain(kernel)
     extents, inner = extents_of(kernel), work(body)
     lanes = lanes_of(kernel, body, target)
@@ -41,10 +45,14 @@ def schedule_map(kernel: Kernel, target: Target) -> Kernel:
         except ScheduleError:  # two views of one buffer: gather instead
             pass
 
-    heavy = sum(cost(s.value) for s in stores(body))
-    unroll = min(2 * GROUP if column else GROUP if heavy <= 16 else 1, -(-extents[v] // lanes))
-    if not column and heavy > 60:
-        unroll = 1
+    vectors = -(-extents[v] // lanes)
+    if column:  # wide enough for whole cache lines and several adders, but some blocks
+        outer = prod(extents[a] for a in axes[:-1])
+        few = vectors * lanes * inner * outer >= 4 * BLOCK and outer < 4
+        unroll = min(2 * GROUP, max(1, vectors // 4) if few else vectors)
+    else:
+        heavy = sum(cost(s.value) for s in stores(body))
+        unroll = min(GROUP if heavy <= 8 else 1, vectors)
     group = lanes * unroll
     stretch = max(group, BLOCK // max(inner, 1) // group * group)  # of v, for one block
     if extents[v] > stretch:
@@ -60,8 +68,7 @@ def schedule_map(kernel: Kernel, target: Target) -> Kernel:
 
 def _vector_axis(kernel: Kernel, body, axes: list[str], extents: dict[str, int], lanes: int) -> str | None:
     """The axis along which vectors are cheapest; None where scalars are cheaper still."""
-    if any(isinstance(s.extent, int) is False for s in walk(body) if isinstance(s, Loop)):
-        axes = [a for a in axes if not any(isinstance(s, Loop) and _moves(s, a) for s in walk(body))]
+    axes = [a for a in axes if not any(_moves(s, a) for s in walk(body))]
     arithmetic = sum(cost(s.value) + 1 for s in stores(body))
     prices = {
         a: lane_price(kernel, body, a, extents[a], lanes) + arithmetic * -(-extents[a] // lanes) / extents[a]
@@ -69,12 +76,23 @@ def _vector_axis(kernel: Kernel, body, axes: list[str], extents: dict[str, int],
         if extents[a] > 1
     }
     best = min(prices, key=lambda a: (prices[a], -extents[a]), default=None)
-    scalar = sum(1 + len(loads(s.value)) for s in stores(body)) + arithmetic
+    scalar = len(memory(kernel, body)) + arithmetic
     return best if best is not None and prices[best] < scalar else None
 
 
-def _moves(s: Loop, axis: str) -> bool:
-    return not isinstance(s.extent, int) and s.extent.coef(axis) != 0
+def _moves(s: Stmt, axis: str) -> bool:
+    return isinstance(s, Loop) and not isinstance(s.extent, int) and s.extent.coef(axis) != 0
+
+
+def walks_columns(kernel: Kernel) -> bool:
+    """Is there an outer axis along which every access stands still or walks element by element?"""
+    chain, body = outer_chain(kernel)
+    return any(
+        all(stride(kernel, x, s.axis) in (0, 1) for x in memory(kernel, body))
+        and any(stride(kernel, x, s.axis) == 1 for x in memory(kernel, body) if isinstance(x, Store))
+        for s in chain
+        if isinstance(s.extent, int) and s.extent >= 8 and not any(_moves(t, s.axis) for t in walk(body))
+    )
 
 
 # ---- transposition --------------------------------------------------------------------------------------

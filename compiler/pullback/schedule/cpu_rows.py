@@ -8,8 +8,11 @@ vectors, else in memory of the worker.  The order of every reduction is in the n
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from ..codegen.target import Target
-from ..kernel.kernel import Affine, Kernel, Loop, Stmt, Store, exprs, loads, stores, walk
+from ..kernel.kernel import Affine, Kernel, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, stores, walk
 from .common import BLOCK, deal, lane_price, lanes_of, vectorise, work
 from .masks import peel_masked
 from .nest import cost, extents_of, outer_chain
@@ -20,7 +23,7 @@ ROW_VECTORS = 8
 """Rows of at most so many vectors stay in registers between stages."""
 
 
-def schedule_rows(kernel: Kernel, target: Target) -> Kernel:
+def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> Kernel:
     """Any nest with parallel loops inside; those that hold only stores are vectorised."""
     chain, body = outer_chain(kernel)
     axes = [s.axis for s in chain]
@@ -28,7 +31,6 @@ def schedule_rows(kernel: Kernel, target: Target) -> Kernel:
     for axis in _chunked(kernel, axes):
         kernel = peel_masked(kernel, axis)
     extents = extents_of(kernel)
-    unrolled: set[str] = set()
     for axis in _innermost(kernel.body):
         loops = [s for s in walk(kernel.body) if isinstance(s, Loop) and s.axis == axis]
         inside = [t for s in loops for t in s.body]
@@ -39,8 +41,18 @@ def schedule_rows(kernel: Kernel, target: Target) -> Kernel:
         lanes = min(lanes, 1 << (extents[axis] - 1).bit_length())  # short rows take narrower vectors
         heavy = sum(cost(s.value) for s in stores(inside))
         kernel = vectorise(kernel, axis, lanes, vectors if vectors <= 4 else 4 if heavy <= 16 else 1)
-        unrolled |= {axis, f"{axis}_u"}
-    return tidy(_place(kernel, unrolled, target))
+    return tidy(_place(_bind_folds(kernel), target))
+
+
+def _bind_folds(kernel: Kernel) -> Kernel:
+    """Each step of a fold combines two halves lane by lane."""
+
+    def go(s: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(s, Tile) and s.name == "fold":
+            return (replace(s, body=tuple(replace(t, binding="vector") for t in s.body)),)
+        return (s,)
+
+    return replace(kernel, body=map_stmts(kernel.body, go))
 
 
 def _chunked(kernel: Kernel, axes: list[str]) -> list[str]:
@@ -48,8 +60,7 @@ def _chunked(kernel: Kernel, axes: list[str]) -> list[str]:
     out: list[str] = []
     for s in walk(kernel.body):
         if isinstance(s, Loop) and s.axis not in out and s.axis not in axes and not _only_stores(s):
-            if any(m.coef(s.axis) for t in stores(s.body) for m, _ in t.masks):
-                out.append(s.axis)
+            out += [s.axis] if any(m.coef(s.axis) for t in stores(s.body) for m, _ in t.masks) else []
     return out
 
 
@@ -82,7 +93,7 @@ def _worth(kernel: Kernel, stmts: list[Store], axis: str, extent: int, lanes: in
     return lane_price(kernel, stmts, axis, extent, lanes) + arithmetic * -(-extent // lanes) / extent < scalar
 
 
-def _place(kernel: Kernel, constant: set[str], target: Target) -> Kernel:
+def _place(kernel: Kernel, target: Target) -> Kernel:
     """Register buffers need constant indices: unroll the loops that move them if that is little code, else
     keep them in memory."""
     extents = extents_of(kernel)

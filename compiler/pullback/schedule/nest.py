@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from math import prod
 
@@ -27,7 +27,8 @@ from ..kernel.kernel import (
     written,
 )
 from ..kernel.scalars import SCALARS
-from .staging import accesses, flatten, fuse, map_accesses
+from .masks import peel_masked, tighten
+from .staging import accesses, fuse, map_accesses
 
 
 def outer_chain(kernel: Kernel) -> tuple[list[Loop], tuple[Stmt, ...]]:
@@ -97,34 +98,34 @@ def rename(kernel: Kernel, names: dict[str, str]) -> Kernel:
     return replace(kernel, body=go(subst(kernel.body, env)))
 
 
-def fuse_chain(kernel: Kernel, axes: list[str]) -> tuple[Kernel, list[str]]:
+def fuse_chain(kernel: Kernel, axes: list[str], fixed: Collection[str] = ()) -> tuple[Kernel, list[str]]:
     """Fuse neighbours of directly nested loops wherever every access allows; the names that are left.
 
-    A fused axis has the name of its outer part.
+    A fused axis has the name of its outer part; the buffers `fixed` keep their shapes.
     """
     left = list(axes)
     n = len(left) - 2
     while n >= 0:
         a, b = left[n], left[n + 1]
-        if can_fuse(kernel, a, b):
-            kernel = fuse(kernel, a, b, a)
+        if (fused := _try_fuse(kernel, a, b, fixed)) is not None:
+            kernel = fused
             del left[n + 1]
         n -= 1
     return kernel, left
 
 
-def can_fuse(kernel: Kernel, outer: str, inner: str) -> bool:
-    """A quick look at the strides before `fuse` does the whole check."""
-    extents = {s.axis: s.extent for s in walk(kernel.body) if isinstance(s, Loop)}
-    for x in accesses(kernel):
+def _try_fuse(kernel: Kernel, outer: str, inner: str, fixed: Collection[str]) -> Kernel | None:
+    extents = extents_of(kernel)
+    for x in accesses(kernel):  # a quick look at the strides before `fuse` does the whole check
         a, b = stride(kernel, x, outer), stride(kernel, x, inner)
         if a is None or b is None or a != b * extents[inner]:
-            return False
+            return None
     try:
-        fuse(kernel, outer, inner, outer)
+        fused = fuse(kernel, outer, inner, outer)
     except ScheduleError:
-        return False
-    return True
+        return None
+    changed = {b.name for b, c in zip(kernel.params, fused.params, strict=True) if b is not c}
+    return fused if changed.isdisjoint(fixed) else None
 
 
 def memory(kernel: Kernel, stmts: Iterable[Stmt]) -> list[Store | Load]:
@@ -151,18 +152,31 @@ def iterations(loops: Iterable[Loop]) -> int:
     return prod(s.extent for s in loops if isinstance(s.extent, int))
 
 
-def split_parts(kernel: Kernel) -> list[Kernel]:
-    """One kernel for each outermost statement, with the same params.  Those that several share become flat, so
-    that no part reshapes them."""
+def whole_chunks(kernel: Kernel) -> Kernel:
+    """Where masks cut the last chunk of an outer axis short (chunk * size + row < n), give that chunk a nest of
+    its own with shorter loops, so that no other needs masks.  The nests stay independent of each other."""
+    chain, body = outer_chain(kernel)
+    inner = {s.axis for s in walk(body) if isinstance(s, Loop)}
+    for s in chain:
+        masks = (m for t in stores(body) for m, _ in t.masks)
+        if isinstance(s.extent, int) and any(m.coef(s.axis) and not inner.isdisjoint(m.axes) for m in masks):
+            first = order_axes(kernel, [s.axis, *(t.axis for t in chain if t is not s)])
+            peeled = peel_masked(first, s.axis)
+            if len(peeled.body) == 2:
+                return tighten(peeled)
+    return kernel
+
+
+def split_parts(kernel: Kernel) -> tuple[list[Kernel], set[str]]:
+    """One kernel for each outermost statement, with the same params; and the params that several share, whose
+    shapes must stay."""
     uses = [written((s,)) | read((s,)) for s in kernel.body]
-    for b in kernel.params:
-        if len(b.shape) > 1 and sum(b.name in u for u in uses) > 1:
-            kernel = flatten(kernel, b.name)
-    local = kernel.locals
-    return [
-        replace(kernel, locals=tuple(b for b in local if b.name in u), body=(s,))
+    shared = {b.name for b in kernel.params if sum(b.name in u for u in uses) > 1}
+    parts = [
+        replace(kernel, locals=tuple(b for b in kernel.locals if b.name in u), body=(s,))
         for s, u in zip(kernel.body, uses, strict=True)
     ]
+    return parts, shared
 
 
 def join_parts(kernel: Kernel, parts: list[Kernel]) -> Kernel:
@@ -182,5 +196,8 @@ def join_parts(kernel: Kernel, parts: list[Kernel]) -> Kernel:
         for b in part.params:
             if b.name in used:
                 shapes[b.name] = b
-        body += map_accesses(part.body, lambda x, names=names: replace(x, buffer=names.get(x.buffer, x.buffer)))
+        stmts = map_accesses(part.body, lambda x, names=names: replace(x, buffer=names.get(x.buffer, x.buffer)))
+        if not all(isinstance(s, Loop) and s.binding == "block" for s in stmts):
+            stmts = (Loop("part", 1, "parallel", stmts, "block"),)  # the whole part is one block
+        body += stmts
     return Kernel(kernel.name, tuple(shapes[b.name] for b in kernel.params), tuple(locals_), tuple(body))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 
 from ..errors import ScheduleError
 from ..kernel.kernel import (
@@ -167,21 +166,6 @@ def _merges(kernel: Kernel, outer: str, inner: str, extent: int) -> dict[tuple[s
                 if not isinstance(i, Affine) and ((x.buffer, d) in out or (x.buffer, d - 1) in out):
                     raise ScheduleError(f"{kernel.name}: '{x.buffer}' has a checked index where '{outer}' runs")
     return out
-
-
-def flatten(kernel: Kernel, buffer: str) -> Kernel:
-    """One dimension over the same memory, where every access is affine (else the kernel as it is)."""
-    b = kernel.buffers[buffer]
-    if any(x.buffer == buffer and not all(isinstance(i, Affine) for i in x.index) for x in accesses(kernel)):
-        return kernel
-    flat = replace(b, shape=(b.size,), strides=())
-    body = map_accesses(kernel.body, lambda x: replace(x, index=(b.flat(x.index),)) if x.buffer == buffer else x)
-    return replace(
-        kernel,
-        params=tuple(flat if x is b else x for x in kernel.params),
-        locals=tuple(flat if x is b else x for x in kernel.locals),
-        body=body,
-    )
 
 
 # ---- pack -----------------------------------------------------------------------------------------------
