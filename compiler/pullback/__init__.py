@@ -9,6 +9,7 @@ and `pb.optim`; `pb.build` compiles and loads.
 from math import e, inf, nan, pi
 
 from .autodiff import custom_vjp, grad, jvp, stop_gradient, vjp
+from .config import Options
 from .dsl import rng as random
 from .dsl.array import *  # noqa: F403
 from .dsl.control import scan
