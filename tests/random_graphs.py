@@ -2,10 +2,10 @@
 
 `random_graph(rng, nodes, exact)` draws from a `random.Random`, so a seed is a graph.  Two kinds:
 
-* exact: every element-wise op, movement, extremes, gathers, sorting, scans.  No sums, so a transformation
-  must keep every bit.
-* sums: reductions and contractions with element-wise ops that do not amplify rounding, to be compared with a
-  tolerance.
+* exact: every element-wise op, movement, extremes, gathers, sorting, scans, sums of integers.  No sums of floats,
+  so a transformation must keep every bit.
+* sums: reductions and contractions, layers and normalisations with element-wise ops that do not amplify rounding, to
+  be compared with a tolerance.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from pullback.ops.scan import Scan
 
 SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 0)
 """Axes are small, often 1, sometimes empty."""
+LARGE = 1 << 16
+"""Tensors have fewer elements than this, so that slow evaluators stay quick."""
 SMOOTH = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "tanh", "sin", "cos", "sub", "add", "mul", "erf")
 """Element-wise ops that do not blow up a rounding error."""
 FILLS = (0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, -1.5, float("inf"), float("nan"), 1e-3)
@@ -43,10 +45,10 @@ LOC = Loc("model.py", 1, "f")
 
 def random_graph(rng: random.Random, nodes: int = 12, exact: bool = True, dtypes: tuple[DType, ...] = ()) -> Graph:
     """A graph of about `nodes` operations with one to three inputs and one to three outputs."""
-    g = _Builder(rng, exact, dtypes or ((f32, f64, f16, bf16, i32, u32, bool_) if exact else (f64,)))
+    g = GraphBuilder(rng, exact, dtypes or ((f32, f64, f16, bf16, i32, u32, bool_) if exact else (f64,)))
     inputs = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
     g.grow(nodes)
-    tensors = [n for n in g.pool if isinstance(n.type, TensorType)]
+    tensors = g.tensors
     outputs = [tensors[-1]] + [rng.choice(tensors) for _ in range(rng.randint(0, 2))]
     return Graph("random", tuple(inputs), tuple(outputs))
 
@@ -88,17 +90,27 @@ def random_array(rng: np.random.Generator, t: TensorType, special: bool = True) 
     return t.dtype.round(x)
 
 
-class _Builder:
+class GraphBuilder:
     """A pool of nodes that grows by random operations on random members."""
 
-    def __init__(self, rng: random.Random, exact: bool, dtypes: tuple[DType, ...], scans: bool = True):
-        self.rng, self.exact, self.dtypes, self.scans = rng, exact, dtypes, scans
+    def __init__(
+        self,
+        rng: random.Random,
+        exact: bool,
+        dtypes: tuple[DType, ...],
+        scans: bool = True,
+        sizes: tuple[int, ...] = SIZES,
+    ):
+        self.rng, self.exact, self.dtypes, self.scans, self.sizes = rng, exact, dtypes, scans, sizes
         self.pool: list[Node] = []
-        self.made = 0
+
+    @property
+    def tensors(self) -> list[Node]:
+        return [n for n in self.pool if isinstance(n.type, TensorType)]
 
     # -- choices
     def shape(self, ndim: int | None = None) -> tuple[int, ...]:
-        return tuple(self.rng.choice(SIZES) for _ in range(self.rng.randint(0, 3) if ndim is None else ndim))
+        return tuple(self.rng.choice(self.sizes) for _ in range(self.rng.randint(0, 3) if ndim is None else ndim))
 
     def pick(self, where: Callable[[Node], bool] = lambda n: True) -> Node:
         """A random member; a fresh leaf if none will do."""
@@ -113,6 +125,8 @@ class _Builder:
 
     def add(self, op, *inputs: Node) -> Node:
         n = make(op, *inputs, loc=LOC)
+        if isinstance(n.type, TensorType) and n.type.size >= LARGE:
+            raise ScriptError("too large", LOC)
         self.pool.append(n)
         return n
 
@@ -172,7 +186,7 @@ class _Builder:
                 del self.pool[kept:]
 
 
-def elementwise(g: _Builder) -> None:
+def elementwise(g: GraphBuilder) -> None:
     names = ELEMENTWISE if g.exact else SMOOTH
     cls = OPS[g.rng.choice(names)]
     entry = SCALARS[cls.name]
@@ -190,15 +204,15 @@ def elementwise(g: _Builder) -> None:
     g.add(cls(), x, *others)
 
 
-def cast(g: _Builder) -> None:
+def cast(g: GraphBuilder) -> None:
     g.add(E.Cast(g.rng.choice(g.dtypes)), g.pick())
 
 
-def stop_gradient(g: _Builder) -> None:
+def stop_gradient(g: GraphBuilder) -> None:
     g.add(E.StopGradient(), g.pick())
 
 
-def reshape(g: _Builder) -> None:
+def reshape(g: GraphBuilder) -> None:
     x = g.pick()
     dims = [d for d in x.shape if d != 1 or g.rng.random() < 0.5]
     if len(dims) > 1 and g.rng.random() < 0.4:
@@ -211,25 +225,25 @@ def reshape(g: _Builder) -> None:
     g.add(M.Reshape(tuple(dims)), x)
 
 
-def permute(g: _Builder) -> None:
+def permute(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     axes = list(range(x.type.ndim))
     g.rng.shuffle(axes)
     g.add(M.Permute(tuple(axes)), x)
 
 
-def broadcast(g: _Builder) -> None:
+def broadcast(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim <= 2)
     dims: list[tuple[int, int | None]] = [
         (g.rng.choice((2, 3)) if n == 1 and g.rng.random() < 0.5 else n, d) for d, n in enumerate(x.shape)
     ]
     for _ in range(g.rng.randint(1, 2)):
-        dims.insert(g.rng.randint(0, len(dims)), (g.rng.choice(SIZES[:-1]), None))
+        dims.insert(g.rng.randint(0, len(dims)), (g.rng.choice([n for n in g.sizes if n]), None))
     axes = tuple(k for k, (_, d) in enumerate(dims) if d is not None)
     g.add(M.Broadcast(tuple(n for n, _ in dims), axes), x)
 
 
-def slice_(g: _Builder) -> None:
+def slice_(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     bounds = []
     for n in x.shape:
@@ -238,19 +252,19 @@ def slice_(g: _Builder) -> None:
     g.add(M.Slice(*zip(*bounds, strict=True)), x)
 
 
-def flip(g: _Builder) -> None:
+def flip(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     g.add(M.Flip(tuple(d for d in range(x.type.ndim) if g.rng.random() < 0.6)), x)
 
 
-def pad(g: _Builder) -> None:
+def pad(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     value = L.checked_scalar(g.rng.choice((0, 1)), x.dtype)
     low, high = (tuple(g.rng.choice((0, 0, 1, 2)) for _ in x.shape) for _ in range(2))
     g.add(M.Pad(low, high, value), x)
 
 
-def concat(g: _Builder) -> None:
+def concat(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     axis = g.rng.randrange(x.type.ndim)
     if g.rng.random() < 0.3:  # in pieces and together again
@@ -264,18 +278,18 @@ def concat(g: _Builder) -> None:
         shape = list(x.shape)
         parts = [x]
         for _ in range(g.rng.randint(0, 2)):
-            shape[axis] = g.rng.choice((*SIZES, x.shape[axis]))
+            shape[axis] = g.rng.choice((*g.sizes, x.shape[axis]))
             parts.append(g.like(TensorType(x.dtype, tuple(shape))))
         g.rng.shuffle(parts)
     g.add(M.Concat(axis), *parts)
 
 
-def _axes(g: _Builder, x: Node, least: int = 0) -> tuple[int, ...]:
+def _axes(g: GraphBuilder, x: Node, least: int = 0) -> tuple[int, ...]:
     axes = tuple(d for d in range(x.type.ndim) if g.rng.random() < 0.5)
     return axes if len(axes) >= least else (x.type.ndim - 1,)
 
 
-def extreme(g: _Builder) -> None:
+def extreme(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1 and n.type.size > 0)
     if g.rng.random() < 0.3 and x.dtype.kind != "b":
         g.add(g.rng.choice((R.ArgMax, R.ArgMin))(g.rng.randrange(x.type.ndim)), x)
@@ -283,14 +297,20 @@ def extreme(g: _Builder) -> None:
         g.add(g.rng.choice((R.Max, R.Min))(_axes(g, x)), x)
 
 
-def sum_(g: _Builder) -> None:
-    x = g.pick(lambda n: n.dtype.kind != "b")
+def _number(g: GraphBuilder) -> Callable[[Node], bool]:
+    """What may be summed: integers wrap, so they stay exact in any order."""
+    return lambda n: n.dtype.is_integer if g.exact else n.dtype.kind != "b"
+
+
+def sum_(g: GraphBuilder) -> None:
+    x = g.pick(_number(g))
     cls = R.Prod if g.rng.random() < 0.2 else R.Sum
     g.add(cls(_axes(g, x)), x)
 
 
-def contract(g: _Builder) -> None:
-    x = g.pick(lambda n: n.dtype.kind != "b" and 1 <= n.type.ndim <= 8)
+def contract(g: GraphBuilder) -> None:
+    number = _number(g)
+    x = g.pick(lambda n: number(n) and 1 <= n.type.ndim <= 8)
     lhs = "abcefghi"[: x.type.ndim]
     sizes = dict(zip(lhs, x.shape, strict=True))
     own = [c for c in lhs if g.rng.random() < 0.4]  # labels that x alone has, so they stay
@@ -299,20 +319,20 @@ def contract(g: _Builder) -> None:
     rhs = shared + new
     g.rng.shuffle(rhs)
     if "d" in rhs:
-        sizes["d"] = g.rng.choice(SIZES)
+        sizes["d"] = g.rng.choice(g.sizes)
     out = own + [c for c in shared if g.rng.random() < 0.4] + new
     g.rng.shuffle(out)
     y = g.like(TensorType(x.dtype, tuple(sizes[c] for c in rhs)))
     g.add(C.Contract(lhs, "".join(rhs), "".join(out)), x, y)
 
 
-def _indices(g: _Builder, shape: tuple[int, ...], size: int) -> Node:
+def _indices(g: GraphBuilder, shape: tuple[int, ...], size: int) -> Node:
     """i32 in range, whatever the data: the remainder by the size."""
     x = g.like(TensorType(i32, shape))
     return g.add(E.Remainder(), x, g.add(L.Fill(size, i32, shape)))
 
 
-def gather(g: _Builder) -> None:
+def gather(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     axis = g.rng.randrange(x.type.ndim)
     size = x.shape[axis]
@@ -322,12 +342,13 @@ def gather(g: _Builder) -> None:
     if what < 0.5:
         g.add(X.Gather(axis), x, _indices(g, g.shape(g.rng.randint(0, 2)), size))
     else:
-        shape = (*x.shape[:axis], g.rng.choice(SIZES), *x.shape[axis + 1 :])
+        shape = (*x.shape[:axis], g.rng.choice(g.sizes), *x.shape[axis + 1 :])
         g.add(X.GatherAlong(axis), x, _indices(g, shape, size))
 
 
-def scatter(g: _Builder) -> None:
-    x = g.pick(lambda n: n.dtype.kind != "b" and n.type.ndim >= 1)
+def scatter(g: GraphBuilder) -> None:
+    number = _number(g)
+    x = g.pick(lambda n: number(n) and n.type.ndim >= 1)
     axis = g.rng.randrange(x.type.ndim)
     n = x.shape[axis]
     size = g.rng.randint(1, 4)
@@ -335,23 +356,24 @@ def scatter(g: _Builder) -> None:
     g.add(X.ScatterAdd(axis, size), g.add(L.Constant.of(where, i32)), x)
 
 
-def ordered(g: _Builder) -> None:
+def ordered(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1)
     axis, flag = g.rng.randrange(x.type.ndim), g.rng.random() < 0.5
     g.add(g.rng.choice((O.Sort, O.ArgSort))(axis, flag), x)
 
 
-def cumsum(g: _Builder) -> None:
-    x = g.pick(lambda n: n.type.ndim >= 1 and n.dtype.kind != "b")
+def cumsum(g: GraphBuilder) -> None:
+    number = _number(g)
+    x = g.pick(lambda n: number(n) and n.type.ndim >= 1)
     g.add(O.CumSum(g.rng.randrange(x.type.ndim), g.rng.random() < 0.5), x)
 
 
-def random_bits(g: _Builder) -> None:
+def random_bits(g: GraphBuilder) -> None:
     if u32 in g.dtypes:
         g.add(Random(g.rng.randrange(5), g.shape()), g.like(TensorType(u32, (2,))), g.like(TensorType(u32, ())))
 
 
-def scan(g: _Builder) -> None:
+def scan(g: GraphBuilder) -> None:
     """A loop over a body that is a random graph of its own; some of its results are left unread."""
     if not g.scans:
         return
@@ -360,7 +382,7 @@ def scan(g: _Builder) -> None:
     outer = [g.pick() for _ in range(constants + carries)]
     for _ in range(xs):
         outer.append(g.like(TensorType(g.rng.choice(g.dtypes), (length, *g.shape(g.rng.randint(0, 2))))))
-    inner = _Builder(g.rng, g.exact, g.dtypes, scans=False)
+    inner = GraphBuilder(g.rng, g.exact, g.dtypes, scans=False, sizes=g.sizes)
     fixed = constants + carries
     inputs = [
         inner.input(f"v{i}", x.type if i < fixed else TensorType(x.dtype, x.shape[1:])) for i, x in enumerate(outer)
@@ -376,14 +398,64 @@ def scan(g: _Builder) -> None:
             g.add(L.Item(k), loop)
 
 
+# ---- what models are made of ------------------------------------------------------------------------------
+def _float_rows(g: GraphBuilder) -> tuple[Node, tuple[int, ...]]:
+    x = g.pick(lambda n: n.dtype.is_float and n.type.ndim >= 1 and n.type.size > 0)
+    last = x.type.ndim - 1
+    return x, (last,) if g.rng.random() < 0.7 else tuple(sorted({g.rng.randrange(last + 1), last}))
+
+
+def _over(g: GraphBuilder, cls, x: Node, axes: tuple[int, ...]) -> Node:
+    """A reduction of x, broadcast to x again."""
+    kept = tuple(d for d in range(x.type.ndim) if d not in axes)
+    return g.add(M.Broadcast(x.shape, kept), g.add(cls(axes), x))
+
+
+def softmax(g: GraphBuilder) -> None:
+    x, axes = _float_rows(g)
+    e = g.add(E.Exp(), g.add(E.Sub(), x, _over(g, R.Max, x, axes)))
+    g.add(E.Div(), e, _over(g, R.Sum, e, axes))
+
+
+def layer_norm(g: GraphBuilder) -> None:
+    x, axes = _float_rows(g)
+    n = int(np.prod([x.shape[a] for a in axes]))
+
+    def mean(y: Node) -> Node:
+        return g.add(E.Mul(), _over(g, R.Sum, y, axes), g.add(L.Fill(1.0 / n, y.dtype, y.shape)))
+
+    centred = g.add(E.Sub(), x, mean(x))
+    variance = mean(g.add(E.Mul(), centred, centred))
+    spread = g.add(E.Sqrt(), g.add(E.Add(), variance, g.add(L.Fill(1.0, x.dtype, x.shape))))
+    g.add(E.Div(), centred, spread)
+
+
+def layer(g: GraphBuilder) -> None:
+    """activation(x @ w + b)"""
+    x = g.pick(lambda n: n.dtype.is_float and 1 <= n.type.ndim <= 3)
+    k, n = x.shape[-1], g.rng.choice(g.sizes)
+    transposed = g.rng.random() < 0.5
+    w = g.like(TensorType(x.dtype, (n, k) if transposed else (k, n)))
+    rows = "abc"[: x.type.ndim - 1]
+    h = g.add(C.Contract(rows + "k", "nk" if transposed else "kn", rows + "n"), x, w)
+    b = g.add(M.Broadcast(h.shape, (h.type.ndim - 1,)), g.like(TensorType(x.dtype, (n,))))
+    h = g.add(E.Add(), h, b)
+    if g.rng.random() < 0.7:
+        g.add(OPS[g.rng.choice(("tanh", "erf", "abs"))](), h)
+
+
 ELEMENTWISE = tuple(
     name
     for name, cls in OPS.items()
     if issubclass(cls, E.Scalar) and name not in ("pow", "fma")  # pow has a rule that rounds less
 )
 _MOVES = [reshape, permute, broadcast, slice_, flip, pad, concat]
-EXACT_MAKERS = [*[elementwise] * 8, cast, stop_gradient, *_MOVES, extreme, gather, ordered, random_bits, scan]
-SUM_MAKERS = [*[elementwise] * 5, *_MOVES, *[sum_] * 4, *[contract] * 4, scatter, cumsum, scan]
+_SUMS = [sum_, contract, scatter, cumsum]
+EXACT_MAKERS = [*[elementwise] * 8, cast, stop_gradient, *_MOVES, extreme, gather, ordered, random_bits, scan, *_SUMS]
+SUM_MAKERS = [
+    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, scan, *[softmax, layer_norm] * 2,
+    *[layer] * 2,
+]  # fmt: skip
 
 
 def same_values(a: list[np.ndarray], b: list[np.ndarray], tolerance: float = 0.0) -> bool:

@@ -141,6 +141,30 @@ def test_layer_norm_keeps_statistics_and_input():
     assert kept(after) == ["sub", "sqrt", "div"] * 3  # z - mean, each row's deviation, the next input
 
 
+def test_a_residual_stream_is_not_summed_up_again():
+    """x + f(x) at every layer: copies of one layer stay in that layer, else the last would repeat all."""
+
+    def residual(depth):
+        x, ws = tensor("x", B, D), [tensor(f"w{k}", D, D) for k in range(depth)]
+        h = x
+        for k in range(depth):
+            h = h + gelu(k, (h - xp.mean(h, axis=1, keepdims=True)) @ ws[k])
+        loss = xp.mean(h * h)
+        g = Graph("g", tuple(t.node for t in (x, *ws)), (loss.node, *[t.node for t in grad(loss, ws)]))
+        return passes.run(passes.run(g), [checkpoint])
+
+    def longest(g):
+        length = {}
+        for n in g.nodes:
+            length[n] = (n.tag > 0) + max([length[x] for x in n.inputs if x.tag], default=0)
+            assert all(x.tag in (0, n.tag) for x in n.inputs if n.tag)
+        return max(length.values())
+
+    few, many = residual(4), residual(8)
+    assert longest(few) == longest(many)
+    assert len([n for n in many.nodes if n.tag]) <= 2.5 * len([n for n in few.nodes if n.tag])
+
+
 def test_values_of_the_same_kernel_are_not_computed_again():
     """Softmax and its gradient have no contraction between them: one kernel, nothing to save."""
     x, w = tensor("x", B, D), tensor("w", D, D)
@@ -171,7 +195,7 @@ def test_the_tag_is_fresh():
         return Node(n.op, inputs, n.type, n.loc, 4) if n.op.name == "tanh" else n.replace(inputs)
 
     g = rewrite(training(lambda k, z, *_: z * xp.tanh(z)), retagged)
-    assert {n.tag for n in checkpoint(g).nodes} == {0, 4, 5}
+    assert {n.tag for n in checkpoint(g).nodes} == {0, 4, 5, 6, 7}  # three layers, three times
 
 
 def test_equal_layers_are_solved_once(monkeypatch):

@@ -8,9 +8,9 @@ computing it again costs `work(v)` and needs its inputs; the cheapest choice for
                         in(v) <--inf-- out(u)                      for the inputs u of v
 
 On the sink's side, `out(v)` means that v is wanted in the backward part and `in(v)` that it is computed again.
-The copies carry a fresh tag, so that cse keeps them apart, and count as gradient nodes.  The network falls
-apart at values that cannot be computed again (contractions), so each layer is a small problem of its own,
-and equal layers are solved once.
+The copies carry fresh tags, one for each time (depth) at which they are read, so that cse keeps them apart, and
+count as gradient nodes.  The network falls apart at values that cannot be computed again (contractions), so
+each layer is a small problem of its own, and equal layers are solved once.
 
 What fusion keeps in registers has no price: a reader counts only where an opaque op (a contraction, a sort)
 lies between the value and it; with no such op between them both can be in one kernel.  Gradient nodes that
@@ -20,7 +20,7 @@ could be computed early but are read late (1 - tanh(z)^2) count among the values
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import isinf
+from math import inf, isinf
 
 import networkx as nx
 
@@ -49,34 +49,38 @@ def checkpoint(graph: Graph, price: Cost | None = None, work: Cost | None = None
     `price(v)`: bytes moved for keeping a forward value, 0 where it is in memory anyway (default:
     `default_price`); `work(v)`: the same currency for computing it again, inf to forbid (`default_work`).
     """
-    work = work or default_work
     depth = _depths(graph)
-    forward = _early(graph, depth)
-    readers = [
-        (n, x)
-        for n in graph.nodes
-        if n.loc.gradient and n not in forward and not isinstance(n.op, Leaf)
-        for x in n.inputs
-        if x in forward and depth[n] > depth[x] and isinstance(x.type, TensorType) and not isinstance(x.op, Leaf)
-    ]
+    early = _early(graph, depth)
+    readers: dict[Node, set[Node]] = {}  # gradient node -> the values that must wait for it
+    times: dict[Node, set[int]] = {}  # value -> the depths at which it is read
+    for n in graph.nodes:
+        if n.loc.gradient and n not in early and not isinstance(n.op, Leaf):
+            for x in n.inputs:
+                tensor = isinstance(x.type, TensorType) and not isinstance(x.op, Leaf)
+                if tensor and x in early and depth[n] > depth[x]:
+                    readers.setdefault(n, set()).add(x)
+                    times.setdefault(x, set()).add(depth[n])
     if not readers:
         return graph
-    price = price or default_price(graph)
-    wanted = dict.fromkeys([x for _, x in readers])
-    tag = 1 + max([n.tag for n in graph.nodes])
-    copies = _recovered_conditions(graph, wanted, price, tag)
-    again = _computed_again(graph, [x for x in wanted if x not in copies], price, work)
+    price, work = price or default_price(graph), work or default_work
+    first = 1 + max([n.tag for n in graph.nodes])
+    tags = {t: first + i for i, t in enumerate(sorted(set().union(*times.values())))}
+    copies: dict[tuple[Node, int], Node] = {}  # (value, depth) -> the copy that is read there
+    for c, h in _recovered_conditions(graph, times, price).items():
+        for t in times.pop(c):
+            copies[c, t] = make(c.op, h, c.inputs[1], loc=c.loc.as_gradient(), tag=tags[t])
+    again = _computed_again(graph, times, depth, price, work)
     for v in graph.nodes:  # inputs come first
-        if v in again and v not in copies:
-            copies[v] = Node(v.op, tuple([copies.get(u, u) for u in v.inputs]), v.type, v.loc.as_gradient(), tag)
+        for t in times[v] if v in again else ():
+            inputs = tuple([copies.get((u, t), u) if depth[u] == depth[v] else u for u in v.inputs])
+            copies[v, t] = Node(v.op, inputs, v.type, v.loc.as_gradient(), tags[t])
     if not copies:
         return graph
-    changed = {n for n, _ in readers}
-    deep = {(n, x) for n, x in readers}
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if node in changed:
-            inputs = tuple([copies.get(x, x) if (node, x) in deep else x for x in inputs])
+        waiting = readers.get(node)
+        if waiting:
+            inputs = tuple([copies.get((x, depth[node]), x) if x in waiting else x for x in inputs])
         return same_or_replaced(node, inputs)
 
     return rewrite(graph, rule)
@@ -86,7 +90,7 @@ def checkpoint(graph: Graph, price: Cost | None = None, work: Cost | None = None
 def default_work(v: Node) -> float:
     """Pointwise arithmetic, by its number of operations; inf for all else."""
     if not isinstance(v.op, Pointwise) or v.op.name in KEPT:
-        return float("inf")
+        return inf
     return v.type.size * max(v.op.cost, 0.05) * BYTES_PER_OPERATION
 
 
@@ -136,27 +140,50 @@ Problem = tuple[tuple[int, int | float, bool, tuple[int, ...]], ...]
 """For each value, inputs first: price, work, whether it is wanted, the numbers of its inputs."""
 
 
-def _computed_again(graph: Graph, wanted: Iterable[Node], price: Cost, work: Cost) -> set[Node]:
-    """The forward values to compute again."""
+def _computed_again(
+    graph: Graph, times: dict[Node, set[int]], depth: dict[Node, int], price: Cost, work: Cost
+) -> set[Node]:
+    """The values to compute again.  `times` (of the wanted ones) is extended to all of them.
+
+    A value is computed again from values of its own depth, and from earlier ones only if they are kept: a chain
+    through all layers (a residual stream) would be one value wanted at many times.
+    """
     prices: dict[Node, float] = {}
     works: dict[Node, float] = {}
-    stack = list(wanted)
+    wanted, stack = set(times), list(times)
     while stack:  # from what is wanted back to what waits in memory anyway, or cannot be computed again
         v = stack.pop()
         if v not in prices:
             prices[v], works[v] = (0.0, 0.0) if isinstance(v.op, Leaf) else (price(v), work(v))
-            if v.loc.gradient and not isinf(works[v]):  # computed late instead of early, not twice
-                prices[v], works[v] = prices[v] * LATE, 0.0
             if prices[v] > 0 and not isinf(works[v]):
-                stack += v.inputs
+                stack += [u for u in v.inputs if depth[u] == depth[v]]
     nodes = [v for v in graph.nodes if prices.get(v, 0.0) > 0]
-    number = {v: i for i, v in enumerate(nodes)}
-    wanted = set(wanted)
-    problem = tuple(
-        (_units(prices[v]), _units(works[v]), v in wanted, tuple([number[u] for u in v.inputs if u in number]))
-        for v in nodes
-    )
-    return {nodes[i] for i in _solve(problem)}
+    for v in reversed(nodes):
+        if not isinf(works[v]):
+            for u in v.inputs:
+                if u in prices and depth[u] == depth[v]:
+                    times.setdefault(u, set()).update(times[v])
+
+    problem: list[tuple[int, int | float, bool, tuple[int, ...]]] = []
+    number: dict[Node, int] = {}
+    earlier: dict[Node, int] = {}  # kept values of other depths, apart from their own place in the problem
+    for v in nodes:
+        inputs = []
+        for u in v.inputs if not isinf(works[v]) else ():
+            if depth[u] == depth[v]:
+                inputs += [number[u]] if u in number else []
+                continue
+            anyway = isinstance(u.op, Leaf) or (u in wanted and isinf(works[u]))
+            if u not in earlier and not anyway and (cost := price(u)) > 0:
+                earlier[u] = len(problem)
+                problem.append((_units(cost), inf, False, ()))
+            inputs += [earlier[u]] if u in earlier else []
+        late = v.loc.gradient and not isinf(works[v])  # computed late instead of early, not twice
+        cost = works[v] * (len(times[v]) - late)
+        number[v] = len(problem)
+        problem.append((_units(prices[v] * (LATE if late else 1)), _units(cost), v in wanted, tuple(inputs)))
+    again = set(_solve(tuple(problem)))
+    return {v for v, i in number.items() if i in again}
 
 
 def _units(cost: float) -> int | float:
@@ -230,18 +257,17 @@ def _cut(problem: Problem) -> list[int]:
 
 
 # ---- conditions that their result still shows --------------------------------------------------------------
-def _recovered_conditions(graph: Graph, wanted: Iterable[Node], price: Cost, tag: int) -> dict[Node, Node]:
-    """condition -> the same condition on the activation's result, where that waits in memory anyway.
+def _recovered_conditions(graph: Graph, wanted: Iterable[Node], price: Cost) -> dict[Node, Node]:
+    """condition -> the activation's result that shows it too, where that waits in memory anyway.
 
     relu(z) = select(z <= 0, 0, z) is positive exactly where z is, so its backward needs neither z nor a mask;
     the same holds for leaky_relu(z) = select(z > 0, z, z * slope) with a slope >= 0.
     """
-    found: dict[Node, Node] = {}
     conditions = {c for c in wanted if c.op.name in ("le", "gt") and fill_value(c.inputs[1]) == 0}
+    found: dict[Node, Node] = {}
     for h in graph.nodes if conditions else ():
-        c = h.inputs[0] if h.op.name == "select" else None
-        if c in conditions and c not in found and price(h) == 0 and _shows(c, h):
-            found[c] = make(c.op, h, c.inputs[1], loc=c.loc.as_gradient(), tag=tag)
+        if h.op.name == "select" and h.inputs[0] in conditions and price(h) == 0 and _shows(h.inputs[0], h):
+            found.setdefault(h.inputs[0], h)
     return found
 
 
@@ -255,4 +281,4 @@ def _shows(c: Node, h: Node) -> bool:
     if fill_value(b) == 0:
         return True
     slope = fill_value(b.inputs[1]) if b.op.name == "mul" and b.inputs[0] is z else None
-    return slope is not None and 0 <= slope < float("inf")
+    return slope is not None and 0 <= slope < inf
