@@ -5,7 +5,7 @@ that `artifact/tables.py` packs from a `Plan`, deals the blocks of launches out 
 C ABI (`artifact/header.py` documents it).
 
 *Claim and complete*: one word `launch number << 32 | blocks left` is all that workers compete for.  They claim
-`chunk` blocks by compare-exchange; who finishes a launch's last block starts the next.  A launch ends when its
+`chunk` or more blocks by compare-exchange; who finishes a launch's last block starts the next.  A launch ends when its
 blocks are done, not when all workers arrive, so a worker that the machine took away holds up nobody.  What a
 launch is (its row, blocks, chunk) is written before the word is published, and only after every block of the
 launch before it is done.  So what a worker read between loading the word and claiming by it belongs to that
@@ -222,9 +222,13 @@ def proceed() -> Function:
 
 
 def work() -> Function:
-    """Claim and run blocks.  The caller of a step returns when it ends; a worker when it is told to quit."""
+    """Claim and run blocks.  The caller of a step returns when it ends; a worker when it is told to quit.
+
+    A claim is a part of what is left, so that there are few of them, and at least a chunk, the later the smaller.
+    """
     f = Function("void", "work", "ptr control, i64 worker")
     control, worker = f["control"], f["worker"]
+    mine = f.variable("i64", 0)
     caller = worker == 0
     with f.forever():
         word = (control + Control.WORD).load(order="acquire")
@@ -232,12 +236,19 @@ def work() -> Function:
         with f.when(left != 0):
             launch, chunk = field(control, Control.LAUNCH, "ptr"), field(control, Control.CHUNK)
             blocks = field(control, Control.BLOCKS)
-            share = f.minimum(chunk, left)
+            share = left >> field(control, Control.SHIFT)
+            share = f.minimum(f.select(share < chunk, chunk, share), left)
             with f.when((control + Control.WORD).compare_exchange(word, word - share)):
                 low = blocks - left
                 f.call("void", "run_range", control, launch, worker, low, low + share)
-                with f.when((control + Control.DONE).fetch_add(share, "acq_rel") + share == blocks):
-                    f.call("void", "proceed", control, worker)
+                mine.set(mine.get() + share)
+            f.again()
+        share = mine.get()
+        with f.when(share != 0):  # nothing is left to claim: tell what this worker has done
+            mine.set(0)
+            blocks = field(control, Control.BLOCKS)
+            with f.when((control + Control.DONE).fetch_add(share, "acq_rel") + share == blocks):
+                f.call("void", "proceed", control, worker)
             f.again()
         with f.when(caller), f.when(word == field(control, Control.END)):
             f.ret()
