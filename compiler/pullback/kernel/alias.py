@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..errors import PullbackError
 from .bounds import Range, apart, interval
-from .kernel import Expr, Kernel, Load, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, map_store
+from .kernel import Affine, Expr, Index, Kernel, Load, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, map_store
 
 _Path = tuple[tuple[Loop, int], ...]
 """The loops around a statement with their largest extents, outermost first."""
@@ -48,6 +48,9 @@ def _before(read, write, steps: Sequence[int]) -> bool:
     common = 0
     while common < min(len(path), len(other)) and path[common][0] is other[common][0]:
         common += 1
+    if not common and path and other and path[0][0].role == other[0][0].role == "parallel":
+        # two nests side by side may become blocks that run at the same time
+        return any(p > last or first > q for (p, q), (first, last) in _boxes(index, path, target, other))
     for level in range(common):
         loop, extent = path[level]
         inner: dict[str, Range] = {}
@@ -56,7 +59,32 @@ def _before(read, write, steps: Sequence[int]) -> bool:
                 inner[s.axis] = (0, max(n - 1, inner.get(s.axis, (0, 0))[1]))
         if extent > 1 and not apart(loop.axis, extent, target, index, inner, steps):
             return False
-    return at <= then
+    return at <= then or _differ(index, target, path, other, common)
+
+
+def _differ(a: Sequence[Index], b: Sequence[Index], path: _Path, other: _Path, common: int) -> bool:
+    """Two accesses in one iteration of the common loops are never of the same element."""
+    shared = {s.axis: (0, n - 1) for s, n in path[:common]}
+    own = [{s.axis: (0, n - 1) for s, n in p[common:]} for p in (path, other)]
+    for i, j in zip(a, b, strict=True):
+        if isinstance(i, Affine) and isinstance(j, Affine):
+            parts = [[t for t in x.terms if t[0] not in shared] for x in (i, j)]
+            low, high = interval(Affine(0, tuple(parts[0])), own[0])
+            first, last = interval(Affine(0, tuple(parts[1])), own[1])
+            same = (i - Affine(0, tuple(parts[0]))) - (j - Affine(0, tuple(parts[1])))
+            p, q = interval(same, shared)
+            if low + p > last or high + q < first:
+                return True
+    return False
+
+
+def _boxes(a: Sequence[Index], path: _Path, b: Sequence[Index], other: _Path) -> list[tuple[Range, Range]]:
+    return list(zip(_where(a, path), _where(b, other), strict=True))
+
+
+def _where(index: Sequence[Index], path: _Path) -> list[Range]:
+    ranges = {s.axis: (0, n - 1) for s, n in path}
+    return [interval(i, ranges) if isinstance(i, Affine) else (0, i.bound - 1) for i in index]
 
 
 def _statements(stmts: Sequence[Stmt], path: _Path) -> Iterator[tuple[Store, _Path]]:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
-from .bounds import Range, interval, may_meet, within
+from .bounds import Range, interval, may_meet, tighten, within
 from .kernel import (
     Affine,
     Apply,
@@ -57,6 +57,10 @@ class _Access:
     at: int
     write: bool
     index: tuple[Index, ...]
+    block: int
+    """The number of the top-level statement."""
+    extents: tuple[Range, ...] | None
+    """Where each dimension of the index lies, if block ranges must be compared."""
 
 
 @dataclass(slots=True)
@@ -97,7 +101,8 @@ class _Verifier:
         self.parallel: list[tuple[_Loop, int]] = []
         self.clock = 0
         self.stored: set[str] = {b.name for b in kernel.params}
-        self.scheduled = False
+        self.scheduled = self.several = False
+        self.block = 0
         self.stmt: Stmt | None = None
         self.known: dict[int, Expr] = {}  # expressions checked under the loops at hand
 
@@ -117,19 +122,24 @@ class _Verifier:
             if any(n < 0 for n in b.shape) or (b.strides and len(b.strides) != len(b.shape)):
                 raise self.fail(f"{b.name}: shape {b.shape} and strides {b.strides} do not go together")
         self.scheduled = _scheduled(k.body)
+        self.several = len(k.body) > 1 and all(_is_block(s) for s in k.body)
         self.body(k.body, True)
         self.stmt = None
         for loop, end in self.parallel:
             self.independent(loop, end)
+        if self.several:
+            self.ranges_apart()
 
     # ---- statements
     def body(self, stmts: Sequence[Stmt], outermost: bool) -> None:
-        for s in stmts:
+        for n, s in enumerate(stmts):
             self.stmt = s
+            if not self.path:
+                self.block = n
             if isinstance(s, Store):
                 self.store(s)
             elif isinstance(s, Loop):
-                self.loop(s, outermost and (len(stmts) == 1 or not self.path))
+                self.loop(s, outermost and (len(stmts) == 1 or (all(_is_block(t) for t in stmts) and not self.path)))
             elif isinstance(s, Tile):
                 check_tile(self, s)
                 self.body(s.body, False)
@@ -142,7 +152,7 @@ class _Verifier:
         if s.axis in self.ranges:
             raise self.fail(f"axis {s.axis} is bound by a loop around it already")
         if s.binding == "block" and (not outermost or s.role != "parallel" or not isinstance(s.extent, int)):
-            raise self.fail("block loops are parallel, outermost, alone and of constant extent")
+            raise self.fail("block loops are parallel, outermost, among themselves and of constant extent")
         if s.binding == "vector" and any(p.stmt.binding == "vector" for p in self.path):
             raise self.fail("a vector loop in a vector loop")
         extent = s.extent
@@ -185,9 +195,16 @@ class _Verifier:
             raise self.fail("a store with `where` keeps what is there elsewhere")
         self.masks(s.masks)
         self.index(b, s.index, s.masks if s.other == "keep" else ())
-        self.accesses[b.name].append(_Access(self.clock, True, s.index))
-        self.clock += 1
+        self.access(b.name, True, s.index, s.masks if s.other == "keep" else ())
         self.stored.add(b.name)
+
+    def access(self, buffer: str, write: bool, index: tuple[Index, ...], masks: tuple[Mask, ...]) -> None:
+        extents = None
+        if self.several and self.buffers[buffer].space == "global":
+            ranges = tighten(self.ranges, [*masks, *self.bounds]) or self.ranges
+            extents = tuple(interval(i, ranges) if isinstance(i, Affine) else (0, i.bound - 1) for i in index)
+        self.accesses[buffer].append(_Access(self.clock, write, index, self.block, extents))
+        self.clock += 1
 
     # ---- expressions
     def expr(self, e: Expr) -> None:
@@ -198,8 +215,7 @@ class _Verifier:
                     raise self.fail(f"loads {x.buffer} before anything was stored to it")
                 if id(x) not in self.known:
                     self.load(x)
-                self.accesses[x.buffer].append(_Access(self.clock, False, x.index))
-                self.clock += 1
+                self.access(x.buffer, False, x.index, x.masks)
             elif id(x) not in self.known:
                 if isinstance(x, Apply):
                     self.apply(x)
@@ -296,6 +312,25 @@ class _Verifier:
             if may_meet(s.axis, loop.extent, writes, [a.index for a in mine if not a.write], loop.inner, b.step):
                 self.stmt = s
                 raise self.fail(f"iterations of {s.axis} are not independent: they can meet in {name}")
+
+    def ranges_apart(self) -> None:
+        """The ranges of blocks run at the same time: what one writes no other touches."""
+        for name, accesses in self.accesses.items():
+            if self.buffers[name].space != "global":
+                continue
+            for a in accesses:
+                for b in accesses if a.write else ():
+                    if a.block != b.block and all(p <= last and first <= q for (p, q), (first, last) in _pairs(a, b)):
+                        self.stmt = self.kernel.body[a.block]
+                        raise self.fail(f"another range of blocks can meet this one in {name}")
+
+
+def _pairs(a: _Access, b: _Access) -> zip:
+    return zip(a.extents or (), b.extents or (), strict=True)
+
+
+def _is_block(s: Stmt) -> bool:
+    return isinstance(s, Loop) and s.binding == "block"
 
 
 def _scheduled(stmts: Sequence[Stmt]) -> bool:
