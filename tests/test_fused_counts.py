@@ -4,10 +4,10 @@ The numbers of launches to beat:
 * layer norm forward + backward, the cotangent given: 1 row kernel and 1 that adds up the chunks of the scale's and
   bias's gradients (apex's FusedLayerNorm needs 4: forward, backward, and two for the gradients of scale and bias);
 * cross-entropy forward + backward: 1 row kernel and 1 that adds up the rows' losses (Liger's kernel needs the same 2);
-* linear + gelu forward + backward: 1 product with its epilogue, then the two products of the gradients side by side with
-  the bias's chunks, 1 that adds these up: 3 (a hand-written one needs at least the 3 products);
-* AdamW over 50 parameters: 1 for the step counter and its bias corrections, 1 for all updates (torch's fused AdamW needs
-  the same 2: the counters, the update).
+* linear + gelu forward + backward: 1 product with its epilogue, then the two products of the gradients side by side
+  with the bias's chunks, 1 that adds these up: 3 (a hand-written one needs at least the 3 products);
+* AdamW over 50 parameters: 1 for the step counter and its bias corrections, 1 for all updates (torch's fused AdamW
+  needs the same 2: the counters, the update).
 Bytes: every input read once and every output written once, but for what a matrix product must read again.
 """
 
