@@ -38,6 +38,7 @@ from .lower.groups import Region
 from .lower.plan import Kernels, make_plan
 from .lower.regions import Lowering
 from .lower.watch import watch
+from .passes.checkpoint import checkpoint
 from .schedule import schedule
 
 
@@ -71,7 +72,8 @@ class Build:
     @cached_property
     def optimized(self) -> Program:
         with self._stage("passes"):
-            return passes.run(self.traced, timings=self.timings)
+            chosen = (*passes.PASSES, checkpoint) if self.options.recompute else passes.PASSES
+            return passes.run(self.traced, chosen, timings=self.timings)
 
     @cached_property
     def regions(self) -> dict[int, Region]:
