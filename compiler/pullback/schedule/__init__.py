@@ -13,9 +13,10 @@ from ..kernel.kernel import Kernel, Loop, Stmt, Tile, read, walk, written
 from .cpu_contract import recognise, schedule_contraction
 from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
+from .limits import DEFAULT, Limits
 from .nest import join_parts, outer_chain, split_parts, whole_chunks
 
-__all__ = ["ScheduleError", "family", "schedule"]
+__all__ = ["Limits", "ScheduleError", "family", "schedule"]
 
 
 def family(kernel: Kernel) -> str:
@@ -31,7 +32,7 @@ def family(kernel: Kernel) -> str:
     return "map"  # such as scatter: what runs in order walks rows, columns are side by side
 
 
-def schedule(kernel: Kernel, target: Target) -> Kernel:
+def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT) -> Kernel:
     """How a kernel runs on a target.  The result depends on the kernel and the target only.
 
     Outermost statements that do not touch what another one writes are scheduled apart, each with blocks of
@@ -43,8 +44,8 @@ def schedule(kernel: Kernel, target: Target) -> Kernel:
     chunked, kernel = chunks is not kernel, chunks
     if len(kernel.body) > 1 and (chunked or _independent(kernel.body)):
         parts, shared = split_parts(kernel)
-        return join_parts(kernel, [_FAMILIES[family(p)](p, target, shared) for p in parts])
-    return _FAMILIES[family(kernel)](kernel, target)
+        return join_parts(kernel, [_FAMILIES[family(p)](p, target, shared, limits) for p in parts])
+    return _FAMILIES[family(kernel)](kernel, target, (), limits)
 
 
 _FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}

@@ -9,9 +9,6 @@ from ..kernel.kernel import Kernel, Loop, Stmt, Store, exprs, walk_expr
 from .nest import extents_of, memory, stride
 from .steps import bind, expand, sink, split
 
-BLOCK = 8192
-"""Elements that one block handles at least, where there are so many (a few microseconds of work)."""
-
 
 def work(stmts: Iterable[Stmt]) -> int:
     """Element steps that statements take: stores, times the loops around them."""
@@ -26,7 +23,7 @@ def work(stmts: Iterable[Stmt]) -> int:
     return n
 
 
-def deal(kernel: Kernel, axes: list[str], weight: int, block: int = BLOCK) -> Kernel:
+def deal(kernel: Kernel, axes: list[str], weight: int, block: int) -> Kernel:
     """Bind the perfectly nested outer `axes` to blocks, but keep so many of the inner iterations together that
     a block has about `block` steps of work (an iteration has `weight`).  The tail is a range of its own."""
     extents = extents_of(kernel)

@@ -14,14 +14,10 @@ from math import ceil, prod
 
 from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
+from .limits import DEFAULT, Limits
 from .nest import chain_of, cost, extents_of, fuse_chain, order_axes, outer_chain, rename, stride
 from .staging import axes_in, carry, pack, place, spill, tensorise
 from .steps import axes_of, bind, expand, rename_loops, sink, split, tidy
-
-BLOCK_FLOPS = 1 << 19
-"""Blocks are at least about this much work (5 us), so that claiming one costs nothing."""
-BLOCKS = 24
-"""As many blocks balance up to eight threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +92,20 @@ class Tiling:
 
 
 def schedule_contraction(
-    kernel: Kernel, target: Target, fixed: Collection[str] = (), tiling: Tiling | None = None
+    kernel: Kernel,
+    target: Target,
+    fixed: Collection[str] = (),
+    limits: Limits = DEFAULT,
+    tiling: Tiling | None = None,
 ) -> Kernel:
     """The buffers `fixed` keep their shapes; `tiling` overrides `choose` (tests and measurements)."""
     kernel, c = normalise(kernel, target, fixed)
     lanes = lanes_for(kernel, c, target)
-    t = tiling or choose(kernel, c, target)
+    t = tiling or choose(kernel, c, target, limits)
     a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
     k = c.reduced[-1]
     stretch = t.kc < extents_of(kernel)[k]
-    heavy = not t.carry_k and sum(cost(s.value) for s in _epilogue(kernel)) > HEAVY
+    heavy = not t.carry_k and sum(cost(s.value) for s in _epilogue(kernel)) > limits.heavy
 
     # Blocks and panels: outer.., jc, ic, jp around the rows and columns of one panel.
     kernel = split(kernel, "i", t.mc, "ic", "i")
@@ -149,10 +149,6 @@ def schedule_contraction(
 
 
 # ---- the steps' parts ------------------------------------------------------------------------------------
-HEAVY = 6
-"""Epilogues that cost more than this are loops of their own instead of being unrolled over the tile."""
-
-
 def _operand(c: Contraction, n: int):
     def pick(s: Store) -> Expr | None:
         return factors[n] if s.buffer in (c.acc, "tile") and (factors := accumulation(s)) else None
@@ -311,7 +307,7 @@ TILES = {  # registers -> (rows, vectors) of register tiles that reach the limit
 }  # fmt: skip
 
 
-def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
+def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFAULT) -> Tiling:
     """The register tile with the fewest cycles for these extents, and blocks that balance and fit the caches."""
     extents = extents_of(kernel)
     acc = kernel.buffers[c.acc]
@@ -345,30 +341,30 @@ def choose(kernel: Kernel, c: Contraction, target: Target) -> Tiling:
     def conflicts(operand) -> bool:
         """Successive k lie a multiple of the page apart: they share cache sets, and nothing prefetches them."""
         steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
-        return any(s and s % 2048 == 0 for s in steps)
+        return any(s and s % limits.page == 0 for s in steps)
 
     pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
-    pack_b = pack_b or (tiles >= 4 and k >= 64 and (conflicts(b) or n * k * size > 1 << 20))
-    pack_a = not plain(a) or (panels >= 3 and k >= 64 and conflicts(a))
+    pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (conflicts(b) or n * k * size > limits.pack_bytes))
+    pack_a = not plain(a) or (panels >= 3 and k >= limits.pack_k and conflicts(a))
     single = len(c.reduced) == 1
-    want = max(1, min(BLOCKS, 2 * m * n * k * outer // BLOCK_FLOPS)) / outer
+    want = max(1, min(limits.blocks, 2 * m * n * k * outer // limits.block_flops)) / outer
     kc, carry_k = extents[last], False
     if pack_a:
         # A block of rows and a panel live in the second-level cache; packing rows pays from 128 columns on.
-        if single and k > 1024 and tiles >= 4:
-            kc, carry_k = stretch(k, 256), True
+        if single and k > limits.long_k and tiles >= 2:
+            kc, carry_k = stretch(k, limits.long_k // 4), True
         rows = ceil(m / (256 if m < 2048 else 512))
         want = min(want, 8 / outer)
         cb = parts(panels, max(n / 512, min(want / rows, n // 128)), max(1, n // 128))
         rb = parts(tiles, max(rows, want / cb))
-    elif single and pack_b and tiles >= 4 and (k > 4096 or m * k * size > 8 << 20):
+    elif single and pack_b and tiles >= 2 and (k > limits.deep_k or m * k * size > limits.far_bytes):
         # The rows that all panels walk do not stay in the third-level cache.
-        kc, carry_k = stretch(k, 512), True
+        kc, carry_k = stretch(k, limits.deep_k // 8), True
         rb = parts(tiles, m / 512)
         cb = parts(panels, max(n / 256, want / rb))
     else:
         if single and pack_b and tiles == 1:
-            kc = stretch(k, 256)  # each panel is used once: keep it near
+            kc = stretch(k, limits.long_k // 4)  # each panel is used once: keep it near
         cb = parts(panels, want)
         if pack_b:  # cutting rows repeats the packing of panels
             want = min(want, max(4 / outer, cb))

@@ -14,16 +14,14 @@ from math import prod
 from ..codegen.target import Target
 from ..errors import ScheduleError
 from ..kernel.kernel import Kernel, Load, Loop, Stmt, Store, loads, stores, walk
-from .common import BLOCK, deal, lane_price, lanes_of, vectorise, work
+from .common import deal, lane_price, lanes_of, vectorise, work
+from .limits import DEFAULT, Limits
 from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
 from .staging import pack, tensorise
 from .steps import bind, sink, split, tidy
 
-GROUP = 4
-"""Vectors that are in flight together."""
 
-
-def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> Kernel:
+def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: Limits = DEFAULT) -> Kernel:
     """Any nest whose parallel loops are all on the outside (others inside stay serial).  The buffers `fixed`
     keep their shapes."""
     chain, body = outer_chain(kernel)
@@ -36,25 +34,25 @@ def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = ()) ->
     column = any(isinstance(s, Loop) for s in body)
     v = _vector_axis(kernel, body, axes, extents, lanes)
     if v is None:
-        return tidy(deal(kernel, axes, inner))
+        return tidy(deal(kernel, axes, inner, limits.block))
     axes = [a for a in axes if a != v] + [v]
     kernel = order_axes(kernel, axes)
     if not column and (u := _transposed_axis(kernel, axes, extents, lanes)):
         try:
-            return _through_tiles(kernel, axes, u, lanes)
+            return _through_tiles(kernel, axes, u, lanes, limits.block)
         except ScheduleError:  # two views of one buffer: gather instead
             pass
 
     vectors = -(-extents[v] // lanes)
     if column:  # wide enough for whole cache lines and several adders, but some blocks
         outer = prod(extents[a] for a in axes[:-1])
-        few = vectors * lanes * inner * outer >= 4 * BLOCK and outer < 4
-        unroll = min(2 * GROUP, max(1, vectors // 4) if few else vectors)
+        few = vectors * lanes * inner * outer >= 4 * limits.block and outer < 4
+        unroll = min(2 * limits.group, max(1, vectors // 4) if few else vectors)
     else:
         heavy = sum(cost(s.value) for s in stores(body))
-        unroll = min(GROUP if heavy <= 8 else 1, vectors)
+        unroll = min(limits.group if heavy <= limits.light else 1, vectors)
     group = lanes * unroll
-    stretch = max(group, BLOCK // max(inner, 1) // group * group)  # of v, for one block
+    stretch = max(group, limits.block // max(inner, 1) // group * group)  # of v, for one block
     if extents[v] > stretch:
         kernel = split(kernel, v, stretch, f"{v}_s", v)
         for a in reversed(axes[:-1]):
@@ -62,7 +60,7 @@ def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = ()) ->
         axes = [f"{v}_s", *axes[:-1]]
     else:
         stretch, axes = extents[v], axes[:-1]
-    kernel = deal(kernel, axes, inner * stretch)
+    kernel = deal(kernel, axes, inner * stretch, limits.block)
     return tidy(vectorise(kernel, v, lanes, unroll, past=column))
 
 
@@ -117,7 +115,7 @@ def _transposed_axis(kernel: Kernel, axes: list[str], extents: dict[str, int], l
     return None
 
 
-def _through_tiles(kernel: Kernel, axes: list[str], u: str, lanes: int) -> Kernel:
+def _through_tiles(kernel: Kernel, axes: list[str], u: str, lanes: int, block: int) -> Kernel:
     """u and v (the last axis) in square tiles; loads along u are transposed into a tile first."""
     v = axes[-1]
     others = [a for a in axes if a not in (u, v)]
@@ -126,7 +124,7 @@ def _through_tiles(kernel: Kernel, axes: list[str], u: str, lanes: int) -> Kerne
     body = outer_chain(kernel)[1]
     copy = len(body) == 1 and isinstance(body[0], Store) and body[0].value in crossed and body[0].where is None
     n = extents_of(kernel)
-    wide = lanes * max(1, BLOCK // (lanes * max(n[v], 1)))  # rows of u that one block takes
+    wide = lanes * max(1, block // (lanes * max(n[v], 1)))  # rows of u that one block takes
     kernel = split(kernel, u, min(wide, max(lanes, -(-n[u] // 4 // lanes) * lanes)), f"{u}_b", u)
     for a in reversed(others):
         kernel = sink(kernel, a, past=(f"{u}_b",))

@@ -13,21 +13,19 @@ from dataclasses import replace
 
 from ..codegen.target import Target
 from ..kernel.kernel import Affine, Kernel, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, stores, walk
-from .common import BLOCK, deal, lane_price, lanes_of, vectorise, work
+from .common import deal, lane_price, lanes_of, vectorise, work
+from .limits import DEFAULT, Limits
 from .masks import peel_masked
 from .nest import cost, extents_of, outer_chain
 from .staging import place
 from .steps import bind, tidy
 
-ROW_VECTORS = 8
-"""Rows of at most so many vectors stay in registers between stages."""
 
-
-def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> Kernel:
+def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: Limits = DEFAULT) -> Kernel:
     """Any nest with parallel loops inside; those that hold only stores are vectorised."""
     chain, body = outer_chain(kernel)
     axes = [s.axis for s in chain]
-    kernel = deal(kernel, axes, work(body), 2 * BLOCK) if axes else kernel
+    kernel = deal(kernel, axes, work(body), 2 * limits.block) if axes else kernel
     for axis in _chunked(kernel, axes):
         kernel = peel_masked(kernel, axis)
     extents = extents_of(kernel)
@@ -41,7 +39,7 @@ def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -
         lanes = min(lanes, 1 << (extents[axis] - 1).bit_length())  # short rows take narrower vectors
         heavy = sum(cost(s.value) for s in stores(inside))
         kernel = vectorise(kernel, axis, lanes, vectors if vectors <= 4 else 4 if heavy <= 16 else 1)
-    return tidy(_place(_bind_folds(kernel), target))
+    return tidy(_place(_bind_folds(kernel), target, limits.row_vectors))
 
 
 def _bind_folds(kernel: Kernel) -> Kernel:
@@ -93,7 +91,7 @@ def _worth(kernel: Kernel, stmts: list[Store], axis: str, extent: int, lanes: in
     return lane_price(kernel, stmts, axis, extent, lanes) + arithmetic * -(-extent // lanes) / extent < scalar
 
 
-def _place(kernel: Kernel, target: Target) -> Kernel:
+def _place(kernel: Kernel, target: Target, row_vectors: int) -> Kernel:
     """Register buffers need constant indices: unroll the loops that move them if that is little code, else
     keep them in memory."""
     extents = extents_of(kernel)
@@ -109,7 +107,7 @@ def _place(kernel: Kernel, target: Target) -> Kernel:
     for b in kernel.locals:
         if b.space != "register" or not (loops := movers.get(b.name)):
             continue
-        small = b.size <= ROW_VECTORS * target.lanes(b.dtype.compute.bits)
+        small = b.size <= row_vectors * target.lanes(b.dtype.compute.bits)
         copies = 1
         for n in loops:
             copies *= extents[n]

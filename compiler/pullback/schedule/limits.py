@@ -1,0 +1,40 @@
+"""The thresholds of the CPU schedules, in one place: measured once, lowered by tests so that small shapes reach
+every branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in elements unless said.  The defaults were measured on Zen 4 (docs/schedules.md)."""
+
+    block: int = 8192
+    """Element steps of one block of a map, where there are so many: a few microseconds of work."""
+    block_flops: int = 1 << 19
+    """The same for contractions (5 microseconds)."""
+    blocks: int = 24
+    """As many blocks of a contraction balance up to eight threads."""
+    heavy: int = 6
+    """Epilogues of contractions that cost more are loops of their own instead of being unrolled over a tile."""
+    light: int = 8
+    """Maps that cost at most this are unrolled by `group` vectors."""
+    group: int = 4
+    row_vectors: int = 8
+    """Rows of at most so many vectors stay in registers between stages."""
+    pack_bytes: int = 1 << 20
+    """A column operand of more bytes than this is packed in panels although it lies well."""
+    pack_k: int = 64
+    """Packing what lies well needs at least so many steps of k to pay."""
+    long_k: int = 1024
+    """Packed rows: longer k goes in stretches, so that a block of them fits the second-level cache."""
+    deep_k: int = 4096
+    """Packed panels: the same."""
+    far_bytes: int = 8 << 20
+    """Rows of more bytes than this do not stay in the third-level cache from panel to panel."""
+    page: int = 2048
+    """Bytes; successive k that lie a multiple of it apart share cache sets, and nothing prefetches them."""
+
+
+DEFAULT = Limits()
