@@ -28,13 +28,10 @@ def call(_function, {parameters}*_rest, **_unknown):
         except AttributeError:
             pass
         else:
-            _acquire()
-            try:
+            with _lock:
                 _code = _run(_address, _capsules) if _binding.quick else _watched(_capsules)
                 if _code:
                     _code = _binding.failed(_code)
-            finally:
-                _release()
             if not _code:
                 return {result}
     return _function._general(*_given(({positional}*_rest,), _unknown))
@@ -61,8 +58,7 @@ def make_fast_path(binding: Binding) -> Callable:
     names = list(entry.inputs["dict"]) if entry.inputs else []
     scope = {
         "_missing": _MISSING,
-        "_acquire": context.lock.acquire,
-        "_release": context.lock.release,
+        "_lock": context.lock,
         "_run": context.call,
         "_watched": binding.watched,
         "_address": binding.address,

@@ -18,7 +18,13 @@ from .interrupt import Flag
 
 # Status codes of a step, as in the C header.
 OK, CHECK, STOPPED, INJECTED, ARGUMENT = range(5)
-ERRORS = {-1: "the context is not open", -2: "no such function", -3: "out of memory", -4: "no usable instruction set"}
+ERRORS = {
+    -1: "the context is not open",
+    -2: "no such function",
+    -3: "out of memory",
+    -4: "no usable instruction set",
+    -5: "options of another version",
+}
 
 HUGE = 4 << 20
 """Memory of this size or more asks for huge pages."""
@@ -124,10 +130,10 @@ class Context:
         self.lock, self.flag = threading.Lock(), Flag()
         self.level = library.level()
         self.is_open = False
-        self.memory = memory(ctypes.sizeof(ctypes.c_uint64) * 16)
-        self.address = self.memory.ctypes.data
         self.options = Options(size=ctypes.sizeof(Options), stop=self.flag.address, threads=threads)
         sizes = self._sizes()
+        self.memory = memory(sizes.context)
+        self.address = self.memory.ctypes.data
         self.state, self.arena = memory(sizes.state), memory(sizes.arena)
         self.options.state, self.options.arena = self.state.ctypes.data, self.arena.ctypes.data
         self.open(threads)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
-from ..errors import BuildError
 from .elf_object import ALLOC, BSS, EXECUTE, UNDEFINED, WRITE, Section, Symbol, read_object
+from .elf_parts import Data, LinkError, Output, is_relro, output_name
 
 PAGE = 4096
 X86_64 = 62
@@ -26,45 +25,6 @@ R_GLOB_DAT, R_RELATIVE = 6, 8
 GOT_KINDS = (R_GOTPCREL, R_GOTPCRELX, R_REX_GOTPCRELX)
 IMPORTS = ("pthread_create", "pthread_join", "syscall")
 """What an artifact may import: nothing that a C library could lack."""
-
-
-class LinkError(BuildError):
-    """Objects that do not go together: a bug of the code generator, or a damaged cache."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Bytes in a read-only section of their own; `symbol` is where they start, `symbol_end` where they end.
-
-    `pointers`: (offset, symbol) pairs, eight-byte addresses that the loader fills in.
-    """
-
-    section: str
-    symbol: str
-    data: bytes
-    align: int = 64
-    pointers: tuple[tuple[int, str], ...] = ()
-    end_symbol: str = ""
-
-
-@dataclass
-class Output:
-    """A section of the result: pieces of input sections of one name."""
-
-    name: str
-    type: int
-    flags: int
-    align: int = 1
-    entry_size: int = 0
-    address: int = 0
-    size: int = 0
-    pieces: list[tuple[int, Section]] = field(default_factory=list)
-
-    def add(self, section: Section) -> None:
-        self.align = max(self.align, section.align)
-        offset = -(-self.size // section.align) * section.align
-        self.pieces.append((offset, section))
-        self.size = offset + section.size
 
 
 def link(
@@ -162,7 +122,7 @@ class _Linker:
         """Merge sections by name; number GOT entries and stubs."""
         outputs: dict[str, Output] = {}
         for s in self.sections:
-            name = _output_name(s)
+            name = output_name(s)
             o = outputs.get(name)
             if o is None:
                 o = outputs[name] = Output(name, s.type, s.flags, entry_size=s.entry_size)
@@ -195,8 +155,8 @@ class _Linker:
         self.readonly = [o for o in allocated if not o.flags & (WRITE | EXECUTE)]
         self.code = [o for o in allocated if o.flags & EXECUTE]
         writable = [o for o in allocated if o.flags & WRITE]
-        self.relro = [o for o in writable if _is_relro(o.name)]
-        self.data = sorted((o for o in writable if not _is_relro(o.name)), key=lambda o: o.type == BSS)
+        self.relro = [o for o in writable if is_relro(o.name)]
+        self.data = sorted((o for o in writable if not is_relro(o.name)), key=lambda o: o.type == BSS)
         self.names = [*self.imports, *(s.name for s in self.exports)]
         self.strings = b"\0" + b"".join(n.encode() + b"\0" for n in self.names)
         self.tables: dict[str, tuple[int, int]] = {}
@@ -422,15 +382,3 @@ class _Linker:
             table += struct.pack("<IBBHQQ", len(strings), bind << 4 | s.kind, 0, number, self._address(s), s.size)
             strings += s.name.encode() + b"\0"
         return bytes(table), bytes(strings), 1 + sum(id(s) not in exported for s in kept)
-
-
-def _output_name(s: Section) -> str:
-    """`.text.f` -> `.text` and so on; debug and our own sections keep their names."""
-    for prefix in (".text", ".data.rel.ro", ".rodata", ".data", ".bss", ".init_array", ".fini_array"):
-        if s.name == prefix or s.name.startswith(prefix + "."):
-            return prefix
-    return s.name
-
-
-def _is_relro(name: str) -> bool:
-    return name in (".data.rel.ro", ".init_array", ".fini_array") or name.startswith(".pullback.")

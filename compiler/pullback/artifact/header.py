@@ -36,6 +36,7 @@ extern "C" {{
 #define PB_NO_FUNCTION ({Status.NO_FUNCTION})
 #define PB_NO_MEMORY ({Status.NO_MEMORY})
 #define PB_NO_LEVEL ({Status.NO_LEVEL})     /* this processor lacks what the code needs */
+#define PB_NO_OPTIONS ({Status.NO_OPTIONS})   /* pb_open: options.size is wrong */
 
 typedef struct {{ uint64_t opaque[{Context.SIZE // 8}]; }} pb_context;
 

@@ -1,17 +1,16 @@
-"""The C ABI of an artifact, written with the builder.  `artifact/header.py` says what each function promises."""
+"""The C ABI of an artifact but for the calls: sizes, contexts, threads.  `artifact/header.py` documents it."""
 
 from __future__ import annotations
 
+from . import native_calls
 from . import native_system as system
 from .native_builder import Function, Value
 from .native_layout import (
     ABI,
     MAGIC,
     MAX_WORKERS,
-    Block,
     Context,
     Control,
-    Entry,
     Header,
     Level,
     Options,
@@ -53,16 +52,11 @@ attributes #2 = { nounwind "no-builtins" }
 READ_WRITE, PRIVATE_ANONYMOUS, WIPE_ON_FORK = 3, 0x22, 18
 """mmap's protection and flags, madvise's advice."""
 
-# numpy's PyArrayInterface, and the flags that an argument must have: C-contiguous, aligned, native byte order,
-# and for an output writeable.
-DIMENSIONS, KIND, ITEM, FLAGS, SHAPE, DATA = 4, 8, 12, 16, 24, 40
-INPUT_FLAGS, OUTPUT_FLAGS = 0x301, 0x701
-
 
 def functions() -> list[Function]:
     return [
         abi(), manifest(), level_of(), sizes(), take_pool(), start_workers(), stop_workers(), stop_all(),
-        open_context(), execute(), run(), matches(), call(), call_python(), initialise(), state(), close(),
+        open_context(), *native_calls.functions(), initialise(), state(), close(),
     ]  # fmt: skip
 
 
@@ -229,6 +223,8 @@ def stop_all() -> Function:
 def open_context() -> Function:
     f = Function("i64", "pb_open", "ptr context, ptr options", linkage="")
     context, options = f["context"], f["options"]
+    with f.when((options + Options.SIZE_OF).load() != Options.SIZE):
+        f.ret(Status.NO_OPTIONS)
     level = _level(f, (options + Options.LEVEL).load())
     with f.when(level == -1):
         f.ret(Status.NO_LEVEL)
@@ -254,147 +250,6 @@ def open_context() -> Function:
     (context + Context.INJECT).store((options + Options.INJECT).load() - 1)
     (context + Context.MAGIC).store(MAGIC)
     f.ret(0)
-    return f
-
-
-def execute() -> Function:
-    """A step: `bases` hold the function's arrays from the fourth on; the lock is held."""
-    f = Function("void", "execute", "ptr context, ptr entry, ptr bases, ptr status")
-    context, bases, status = f["context"], f["bases"], f["status"]
-    control = (context + Context.POOL).load("ptr") + Pool.CONTROL
-    tables = (context + Context.TABLES).load("ptr")
-    bases.store((context + Context.ARENA).load("ptr"), "ptr")
-    (bases + 8).store((context + Context.STATE).load("ptr"), "ptr")
-    (bases + 16).store(f.symbol("pb_constants"), "ptr")
-    for offset, value in (
-        (Control.CONTEXT, context),
-        (Control.BASES, bases),
-        (Control.STATUS, status),
-        (Control.POSITION, tables + (f["entry"] + Entry.PROGRAM).load()),
-        (Control.TABLES, tables),
-        (Control.KERNELS, (context + Context.KERNELS).load("ptr")),
-        (Control.SCRATCH, (context + Context.SCRATCH).load("ptr")),
-    ):
-        (control + offset).store(value, "ptr")
-    (control + Control.SCRATCH_SIZE).store((tables + Header.SCRATCH).load())
-    (control + Control.SHIFT).store((context + Context.SHIFT).load())
-    (control + Control.COMMITTED).store(0)
-    (control + Control.COUNT).store(0)
-    for level in range(4):
-        (control + Control.LOOPS + 8 * level).store(0)
-    threads = (context + Context.THREADS).load()
-    with f.when(threads > 1):
-        with f.when((control + Control.STARTED).load() == 0):
-            f.call("void", "start_workers", control, threads)
-        with f.when((control + Control.STARTED).load() > 1):
-            (control + Control.END).store(-1, order="monotonic")
-            f.call("void", "proceed", control, 0)
-            f.call("void", "work", control, 0)
-            f.ret()
-    f.call("void", "run_serial", control)
-    f.ret()
-    return f
-
-
-def _enter(f: Function, context: Value, function: Value, status: Value) -> tuple[Value, Value, Value]:
-    """Checks and space that every call needs: (control page, the function's row, array of bases)."""
-    for offset in range(0, Status.SIZE, 8):
-        (status + offset).store(0)
-    with f.when((context + Context.MAGIC).load() != MAGIC):
-        (status + Status.CODE).store(Status.NO_CONTEXT)
-        f.ret(Status.NO_CONTEXT)
-    tables = (context + Context.TABLES).load("ptr")
-    with f.when(function >= (tables + Header.FUNCTIONS).load()):
-        (status + Status.CODE).store(Status.NO_FUNCTION)
-        f.ret(Status.NO_FUNCTION)
-    entry = tables + (tables + Header.FUNCTION_ROWS).load() + function * Entry.SIZE
-    count = (entry + Entry.ARRAYS).load() + 3
-    bases = f.emit("ptr", f"alloca ptr, {count}, align 16")
-    return (context + Context.POOL).load("ptr") + Pool.CONTROL, entry, bases
-
-
-def _finish(f: Function, control: Value, context: Value, entry: Value, bases: Value, status: Value) -> None:
-    f.call("void", "lock", control + Control.LOCK)
-    f.call("void", "execute", context, entry, bases, status)
-    f.call("void", "unlock", control + Control.LOCK)
-    f.ret((status + Status.CODE).load())
-
-
-def run() -> Function:
-    f = Function("i64", "pb_run", "ptr context, i64 function, ptr arrays, ptr status", linkage="")
-    context, status = f["context"], f["status"]
-    control, entry, bases = _enter(f, context, f["function"], status)
-    with f.count_to(0, (entry + Entry.ARRAYS).load()) as i:
-        (bases + ((i + 3) << 3)).store((f["arrays"] + (i << 3)).load("ptr"), "ptr")
-    _finish(f, control, context, entry, bases, status)
-    return f
-
-
-def matches() -> Function:
-    """Is an array (numpy's PyArrayInterface) what the function expects, and apart from the state?"""
-    f = Function("i1", "matches", "ptr array, ptr type, ptr tables, ptr context, i32 flags")
-    array, type = f["array"], f["type"]
-    dimensions = (type + Entry.DIMENSIONS).load()
-    same = (array + DIMENSIONS).load("i32").to("i64") == dimensions
-    same = same & ((array + KIND).load("i8").to("i64") == (type + Entry.KIND).load())
-    same = same & ((array + ITEM).load("i32").to("i64") == (type + Entry.ITEM).load())
-    same = same & (((array + FLAGS).load("i32") & f["flags"]) == f["flags"])
-    with f.when(same):
-        actual, expected = (array + SHAPE).load("ptr"), f["tables"] + (type + Entry.SHAPE).load()
-        with f.count_to(0, dimensions) as i, f.when((actual + (i << 3)).load() != (expected + (i << 3)).load()):
-            f.ret(0)
-        state = (f["context"] + Context.STATE).load()
-        nbytes = (f["tables"] + Header.STATE).load()
-        f.ret(((array + DATA).load() - state) >= nbytes)
-    f.ret(0)
-    return f
-
-
-def call() -> Function:
-    f = Function("i64", "pb_call", "ptr block", linkage="")
-    block = f["block"]
-    context, status = (block + Block.CONTEXT).load("ptr"), (block + Block.STATUS).load("ptr")
-    control, entry, bases = _enter(f, context, (block + Block.FUNCTION).load(), status)
-    tables, arrays = (context + Context.TABLES).load("ptr"), (block + Block.ARRAYS).load("ptr")
-    types, inputs = tables + (entry + Entry.TYPES).load(), (entry + Entry.INPUTS).load()
-    with f.count_to(0, (entry + Entry.ARRAYS).load()) as i:
-        array = (arrays + (i << 3)).load("ptr")
-        flags = f.select(i < inputs, INPUT_FLAGS, OUTPUT_FLAGS, "i32")
-        ok = f.call("i1", "matches", array, types + i * Entry.TYPE_SIZE, tables, context, flags)
-        with f.when(ok == 0, likely=False):
-            (status + Status.CODE).store(Status.ARGUMENT)
-            (status + Status.VALUE).store(i)
-            f.ret(Status.ARGUMENT)
-        (bases + ((i + 3) << 3)).store((array + DATA).load("ptr"), "ptr")
-    _finish(f, control, context, entry, bases, status)
-    return f
-
-
-def call_python() -> Function:
-    """`pb_call` on a tuple of `__array_struct__` capsules, with the interpreter lock released while the step runs.
-
-    CPython's functions come in the block, so an artifact does not depend on Python.
-    """
-    f = Function("i64", "pb_call_python", "ptr block, ptr capsules", linkage="")
-    block, capsules = f["block"], f["capsules"]
-    context, arrays = (block + Block.CONTEXT).load("ptr"), (block + Block.ARRAYS).load("ptr")
-    with f.when((context + Context.MAGIC).load() != MAGIC):
-        f.ret(Status.NO_CONTEXT)
-    tables = (context + Context.TABLES).load("ptr")
-    entry = tables + (tables + Header.FUNCTION_ROWS).load() + (block + Block.FUNCTION).load() * Entry.SIZE
-    item, pointer = (block + Block.TUPLE_ITEM).load("ptr"), (block + Block.CAPSULE_POINTER).load("ptr")
-    with f.count_to(0, (entry + Entry.ARRAYS).load()) as i:
-        capsule = f.call("ptr", item, capsules, i)
-        with f.when(capsule == f.null()):
-            f.ret(Status.ARGUMENT)
-        array = f.call("ptr", pointer, capsule, f.null())
-        with f.when(array == f.null()):
-            f.ret(Status.ARGUMENT)
-        (arrays + (i << 3)).store(array, "ptr")
-    thread = f.call("ptr", (block + Block.SAVE_THREAD).load("ptr"))
-    code = f.call("i64", "pb_call", block)
-    f.call("void", (block + Block.RESTORE_THREAD).load("ptr"), thread)
-    f.ret(code)
     return f
 
 

@@ -62,7 +62,7 @@ class Status:
     CODE, LAUNCH, CALL, SITE, VALUE, BLOCK, ORDER = range(0, 56, 8)
     SIZE = 56
     OK, CHECK, STOPPED, INJECTED, ARGUMENT = range(5)
-    NO_CONTEXT, NO_FUNCTION, NO_MEMORY, NO_LEVEL = -1, -2, -3, -4
+    NO_CONTEXT, NO_FUNCTION, NO_MEMORY, NO_LEVEL, NO_OPTIONS = -1, -2, -3, -4, -5
 
 
 class Record:

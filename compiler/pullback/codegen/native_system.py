@@ -14,8 +14,8 @@ FUTEX, MMAP, MADVISE, SIGPROCMASK, SCHED_GETAFFINITY = 202, 9, 28, 14, 204
 WAIT, WAKE = 128, 129
 """Futex operations, private to the process."""
 
-SPIN = 400
-"""How often a waiting worker looks at the word before it sleeps (about 10 microseconds)."""
+SPIN = 1000
+"""How often a waiting worker looks at the word before it sleeps (about 10 to 30 microseconds)."""
 
 # Where cpuid tells of a feature: leaf, subleaf, register (eax ebx ecx edx), bit, and the bits of XCR0 without
 # which the operating system does not save its registers (Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E).
