@@ -109,7 +109,6 @@ erf_1 = 2 / m.sqrt(m.pi)
 sin3 = near([-m.mpf(1) / 6, m.mpf(1) / 120], lambda x: (m.sin(x) - x) / x**3)
 cos4 = near([m.mpf(1) / 24, -m.mpf(1) / 720], lambda x: (m.cos(x) - 1 + x * x / 2) / x**4)
 asin3 = near([m.mpf(1) / 6, m.mpf(3) / 40, m.mpf(15) / 336], lambda x: (m.asin(x) - x) / x**3)
-atan3 = near([-m.mpf(1) / 3, m.mpf(1) / 5, -m.mpf(1) / 7], lambda x: (m.atan(x) - x) / x**3)
 tanh3 = near([-m.mpf(1) / 3, m.mpf(2) / 15], lambda x: (m.tanh(x) - x) / x**3)
 erf1 = near([erf_1 - 1, -erf_1 / 3, erf_1 / 10], lambda x: m.erf(x) / x - 1)
 
@@ -136,8 +135,8 @@ JOBS: dict[str, tuple] = {
     "cos-53": (cos4, lambda z: z * z / m.cos(m.sqrt(z)), 0, quarter_pi**2, 6, 53, 3),
     "asin-24": (asin3, lambda z: z * ratio(m.asin)(z), 0, "0.25", 5, 24, 5),
     "asin-53": (asin3, lambda z: z * ratio(m.asin)(z), 0, "0.25", 13, 53, 3),
-    "atan-24": (atan3, lambda z: z, 0, tan_8, 5, 24, 5),
-    "atan-53": (atan3, lambda z: z, 0, tan_8, 11, 53, 3),
+    "atan-24": (lambda z: series(lambda j: -((-z) ** j) / (2 * j + 3)), lambda z: z, 0, tan_8, 5, 24, 5),
+    "atan-53": (lambda z: series(lambda j: -((-z) ** j) / (2 * j + 3)), lambda z: z, 0, tan_8, 11, 53, 3),
     "powlog-53": (lambda z: series(lambda j: 2 * z**j / (2 * j + 5)), lambda z: z * z, 0, log_s, 8, 53, 3),
 }
 

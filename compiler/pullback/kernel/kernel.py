@@ -64,7 +64,7 @@ class Affine:
         return frozenset(n for n, _ in self.terms)
 
     def __str__(self) -> str:
-        s = [n if c == 1 else f"{n}*{c}" for n, c in self.terms]
+        s = [n if c == 1 else f"{n}*{c}" for n, c in sorted(self.terms, key=lambda t: -abs(t[1]))]
         return " + ".join(s + ([str(self.const)] if self.const or not s else []))
 
 
