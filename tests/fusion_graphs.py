@@ -92,7 +92,7 @@ class Builder:
 
 STEPS = (
     *["unary", "binary", "binary", "row", "column"] * 2,
-    *("all", "softmax", "normalise", "contract", "gradient", "pick", "flip", "halves", "transpose", "flat"),
+    *("all", "softmax", "normalise", "contract", "gradient", "pick", "flip", "flip", "halves", "transpose", "flat"),
     *("cumulative", "argmax", "dropout"),
 )
 

@@ -19,6 +19,7 @@ from pullback.graph.types import DType, TensorType, bf16, f16, f32, f64, i32
 from pullback.kernel.evaluate import CheckFailed
 from pullback.kernel.kernel import Loop, Tile, walk
 from pullback.kernel.verify import verify
+from pullback.lower.align import follow
 from pullback.lower.evaluate import evaluate_region
 from pullback.lower.groups import Piece, Region
 from pullback.lower.regions import lower
@@ -279,3 +280,56 @@ def test_deep_chains_are_cut():
     region = lower(graph)
     assert 2 <= len(region.pieces) <= 12
     assert same_values(evaluate(graph, data), evaluate_region(region, data), 1e-6)
+
+
+def test_kept_values_are_whole_before_they_are_read_elsewhere():
+    """e = exp(x - max) is kept for the last stage; the sum reads it backwards while it is not there yet."""
+    x = tensor("x", 20, 70)
+    peak = make(M.Broadcast((20, 70), (0,)), make(R.Max((1,)), x))
+    e = make(E.Exp(), make(E.Sub(), x, peak))
+    total = make(R.Sum((1,)), make(E.Sub(), e, make(M.Flip((1,)), e)))
+    out = make(E.Add(), e, make(M.Broadcast((20, 70), (0,)), total))
+    graph = Graph("g", (x,), (out,))
+    data = [np.random.default_rng(0).standard_normal((20, 70)).astype(np.float32)]
+    fused = lower(graph)
+    assert len(fused.pieces) == 1
+    assert any(b.space == "local" and b.shape == (70,) for b in fused.pieces[0].kernel.locals)
+    assert same_values(evaluate_region(lower(graph, PLAIN), data), evaluate_region(fused, data))
+
+
+def _moves():
+    x = tensor("x", 3, 4, 5)
+    at = make(L.Constant.of(np.array([[2, 0]], np.int32), i32))
+    along = make(L.Constant.of(np.ones((3, 2, 5), np.int32), i32))
+    yield from (make(M.Permute((2, 0, 1)), x), make(M.Broadcast((6, 3, 4, 2, 5), (1, 2, 4)), x))
+    yield from (make(M.Reshape((3, 1, 2, 2, 5)), x), make(M.Reshape((12, 5)), x), make(M.Reshape((3, 20)), x))
+    yield from (make(M.Slice((0, 1, 0), (3, 4, 5), (1, 1, 2)), x), make(M.Flip((0, 2)), x))
+    yield from (make(M.Pad((0, 1, 0), (0, 0, 2), 0.0), x), make(M.Concat(1), x, x))
+    yield from (make(X.Gather(1), x, at), make(X.Gather(0), x, at), make(X.GatherAlong(1), x, along))
+
+
+@pytest.mark.parametrize("node", _moves(), ids=str)
+def test_axes_are_followed(node):
+    """An axis of the result that has the name of an input's axis counts as that axis does, everywhere."""
+    named = follow((0, 1, 2), node, 0)
+    assert any(d >= 0 for d in named)
+    shape = node.inputs[0].shape
+    rest = [x.op.evaluate() for x in node.inputs[1:] if isinstance(x.op, L.Constant)]
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        return node.op.evaluate(*([x] * (2 if isinstance(node.op, M.Concat) else 1)), *rest)
+
+    def counting(shape: tuple[int, ...], axis: int) -> np.ndarray:
+        return np.broadcast_to(
+            np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape
+        )
+
+    there = moved(np.ones(shape)) == 1  # not padding
+    for d in range(3):
+        result = moved(counting(shape, d))
+        same = [
+            k
+            for k in range(result.ndim)
+            if result.shape[k] == shape[d] and np.array_equal(result[there], counting(result.shape, k)[there])
+        ]
+        assert [k for k, i in enumerate(named) if i == d] == same

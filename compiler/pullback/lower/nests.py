@@ -137,6 +137,8 @@ class Writer:
         """The element of a node at an index, wherever it comes from; `masks` say where it is needed."""
         staged = self.values.get(node)
         if staged is not None:
+            if any(a != b and n != 1 for a, b, n in zip(index, self.index, node.shape, strict=True)):
+                raise VerifyError(f"lowering: {node!r} is used outside of its row")
             return staged
         key = (node, index, masks)
         e = self.memo.get(key)
@@ -164,7 +166,7 @@ class Writer:
             return self._elementwise(node, index, masks)
         if type(node.op) in REDUCTIONS:
             if form(node) != "none":
-                raise VerifyError(f"lowering: {node!r} is used outside of the rows that it was reduced for")
+                raise VerifyError(f"lowering: {node!r} is used before it is computed")
             if node.op.axes:
                 return identity(node.op.combine, node.dtype)
             return cast(self.expr(node.inputs[0], index, masks), node.dtype)
