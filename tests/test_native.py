@@ -135,6 +135,9 @@ int main(int argc, char **argv) {
   pb_context *context = block(sizes.context);
   options.state = block(sizes.state), options.arena = block(sizes.arena), options.scratch = block(sizes.scratch);
   pb_status status;
+  options.size = 3;
+  if (pb_open(context, &options) != PB_NO_OPTIONS) return 7;
+  options.size = sizeof options;
   if (pb_open(context, &options) || pb_init(context, 7, &status)) return 2;
   float x[64], out[64];
   int32_t index[64] = {0};

@@ -452,6 +452,17 @@ def test_one_program_from_several_threads(path, index):
     assert p.state["w"][0] == 600 * 5 and p.state["w"][-1] == 600 * 2
 
 
+def test_closed_program_says_so(path, x, index):
+    p = rt.load(path, threads=2)
+    p.train(x=x, i=index)
+    p.close()
+    with pytest.raises(rt.RuntimeFailure, match="train: the context is not open"):
+        p.train(x=x, i=index)
+    assert p.state["w"].any()
+    p.threads = 1
+    p.train(x=x, i=index)
+
+
 def test_pickling_is_refused(demo):
     with pytest.raises(TypeError, match=r"a loaded program cannot be pickled: load .* in the other process"):
         pickle.dumps(demo)
