@@ -18,6 +18,7 @@ import pytest
 
 from pullback.codegen.builder import I64, PTR, Builder, Value, ty
 from pullback.codegen.math import FUNCTIONS, ULP, emit, integer_power
+from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.target import cpu_target, host_level
 from pullback.kernel.scalars import SCALARS
 
@@ -89,6 +90,7 @@ def special(dtype: str) -> np.ndarray:
     return np.unique(np.concatenate([x, -x, [np.nan]]).astype(x.dtype).view(f"u{x.itemsize}")).view(x.dtype)
 
 
+@np.errstate(invalid="ignore")  # signalling NaNs are among the random bits
 def samples(fn: str, dtype: str, points: int = POINTS, seed: int = 0) -> tuple[np.ndarray, ...]:
     """All of the format (random bits), and where models are: around 0, 1 and the ends of the range."""
     g = np.random.default_rng(seed)
@@ -159,6 +161,18 @@ def test_vector_and_scalar_and_every_processor_give_the_same_bits(dtype):
         for lanes, level in forms:
             other = run(fn, dtype, *arrays, lanes=lanes, level=level)
             assert np.array_equal(first, other, equal_nan=True), (fn, lanes, level)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_numpy_gives_the_same_bits(dtype):
+    functions = numpy_functions()
+    assert set(functions) == FUNCTIONS
+    for fn in sorted(FUNCTIONS):
+        arrays = samples(fn, dtype, 1000)
+        got, wanted = functions[fn](*arrays), run(fn, dtype, *arrays)
+        assert np.array_equal(got, wanted, equal_nan=True), fn
+        number = ~np.isnan(got)
+        assert np.array_equal(np.signbit(got[number]), np.signbit(wanted[number])), fn
 
 
 def test_without_fma_instructions_the_error_is_the_same():

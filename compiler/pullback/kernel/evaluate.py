@@ -6,7 +6,7 @@ it: on separate arrays, and as the launches of a plan over one arena of bytes, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -22,14 +22,18 @@ __all__ = ["CheckFailed", "OutOfBounds", "evaluate", "evaluate_plan", "pack_stat
 
 
 def evaluate(
-    kernel: Kernel, arrays: Mapping[str, np.ndarray] | Sequence[np.ndarray | None], lockstep: bool = True
+    kernel: Kernel,
+    arrays: Mapping[str, np.ndarray] | Sequence[np.ndarray | None],
+    lockstep: bool = True,
+    functions: Mapping[str, Callable] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a kernel on arrays, by name or in the order of its parameters; the arrays are not changed.
 
     A schedule may merge dimensions of a parameter, so only the number of elements must agree.
     Outputs may be missing (or None): they start as poison.  Returns every parameter that the kernel stores
     to, in the shape and numpy type of its buffer (bf16 as float32).  `lockstep=False` runs every loop
-    element by element.
+    element by element.  With `functions=codegen.numpy_math.numpy_functions()` the elementary functions have
+    the bits of compiled code; by default they are numpy's.
     """
     if not isinstance(arrays, Mapping):
         if len(arrays) != len(kernel.params):
@@ -46,7 +50,7 @@ def evaluate(
         elif b.name not in outputs:
             raise PullbackError(f"kernel {kernel.name}: no array for {b.name}")
         memory.append(flat)
-    Evaluator(kernel, lockstep)(*memory)
+    Evaluator(kernel, lockstep, functions)(*memory)
     return {
         b.name: decode(_view(m, b), b.dtype).astype(b.dtype.numpy)
         for b, m in zip(kernel.params, memory, strict=True)
@@ -65,6 +69,7 @@ def evaluate_plan(
     state: np.ndarray | None = None,
     inputs: Sequence[np.ndarray] = (),
     lockstep: bool = True,
+    functions: Mapping[str, Callable] | None = None,
 ) -> list[np.ndarray]:
     """Run one function of a plan, launch after launch, and return its outputs.
 
@@ -83,7 +88,14 @@ def evaluate_plan(
     bases += [_bytes(x, t) for x, t in zip(inputs, function.inputs, strict=True)]
     bases += [np.full(t.nbytes, 0xFF, np.uint8) for t in function.outputs]
     compiled: dict[tuple[str, int], Evaluator] = {}
-    _run(plan, function.steps, (), bases, compiled, lockstep)
+
+    def evaluator(key: str, blocks: int) -> Evaluator:
+        if (key, blocks) not in compiled:
+            kernel = with_blocks(plan.kernels[key], blocks)
+            compiled[key, blocks] = Evaluator(kernel, lockstep, functions)
+        return compiled[key, blocks]
+
+    _run(function.steps, (), bases, evaluator)
     outputs = bases[FIRST_ARGUMENT + len(inputs) :]
     return [
         decode(b.view(memory_type(t.dtype)), t.dtype).astype(t.dtype.numpy).reshape(t.shape)
@@ -91,20 +103,17 @@ def evaluate_plan(
     ]
 
 
-def _run(plan: Plan, steps: Sequence[Step], counters: tuple[int, ...], bases, compiled, lockstep: bool) -> None:
+def _run(steps: Sequence[Step], counters: tuple[int, ...], bases, evaluator: Callable[[str, int], Evaluator]) -> None:
     for step in steps:
         if isinstance(step, Launch):
             for call in step.calls:
-                key = (call.kernel, call.blocks)
-                run = compiled.get(key)
-                if run is None:
-                    run = compiled[key] = Evaluator(with_blocks(plan.kernels[call.kernel], call.blocks), lockstep)
+                run = evaluator(call.kernel, call.blocks)
                 pairs = zip(call.arguments, run.kernel.params, strict=True)
                 run(*(_argument(a, b, counters, bases, call.kernel) for a, b in pairs))
         else:
             order = range(step.count)
             for i in reversed(order) if step.reverse else order:
-                _run(plan, step.body, (*counters, i), bases, compiled, lockstep)
+                _run(step.body, (*counters, i), bases, evaluator)
 
 
 def _argument(a: Argument, b: Buffer, counters: tuple[int, ...], bases, kernel: str) -> np.ndarray:

@@ -13,7 +13,7 @@ instead of a number, and numpy does the rest.  The generated text is the same in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -150,10 +150,13 @@ _OPERATORS = {
 
 
 class Evaluator:
-    """One kernel, translated once; call it on flat memory arrays, one for each parameter."""
+    """One kernel, translated once; call it on flat memory arrays, one for each parameter.
 
-    def __init__(self, kernel: Kernel, lockstep: bool = True):
-        self.kernel, self.lockstep = kernel, lockstep
+    `functions`: scalar functions on floats that take the place of those in `scalars.py`.
+    """
+
+    def __init__(self, kernel: Kernel, lockstep: bool = True, functions: Mapping[str, Callable] | None = None):
+        self.kernel, self.lockstep, self.functions = kernel, lockstep, functions or {}
         self.buffers = kernel.buffers
         self.names = {b: f"m{i}" for i, b in enumerate(self.buffers)}
         self.axes: dict[str, str] = {}
@@ -327,7 +330,8 @@ class Evaluator:
             return f"_cast({a[0]}, {self._object(e.args[0].dtype)}, {self._object(e.dtype)})", wide
         if e.fn == "bitcast":
             return f"_bitcast({a[0]}, {self._object(e.dtype)})", wide
-        return f"{self._object(SCALARS[e.fn].evaluate)}({', '.join(a)})", wide
+        function = self.functions.get(e.fn) if e.dtype.is_float else None
+        return f"{self._object(function or SCALARS[e.fn].evaluate)}({', '.join(a)})", wide
 
     def _read(self, e: Load, depth: int, memo) -> tuple[str, bool]:
         b = self.buffers[e.buffer]
