@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pullback.graph.types import DType, bool_, f32, i32
+from pullback.graph.types import DType, f32, i32
 from pullback.kernel.evaluate import evaluate
 from pullback.kernel.kernel import (
     A,
@@ -28,7 +28,7 @@ from pullback.kernel.verify import verify
 
 
 def arrays_for(kernel: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs; integers are small and not negative (indices)."""
+    """Random inputs; integers are 0 or 1 (indices of anything)."""
     rng = np.random.default_rng(seed)
     out = {}
     for b in kernel.params:
@@ -36,7 +36,7 @@ def arrays_for(kernel: Kernel, seed: int = 0) -> dict[str, np.ndarray]:
             if b.dtype.kind == "f":
                 out[b.name] = b.dtype.round(rng.standard_normal(b.shape))
             else:
-                out[b.name] = rng.integers(0, 2 if b.dtype == bool_ else 5, b.shape).astype(b.dtype.numpy)
+                out[b.name] = rng.integers(0, 2, b.shape).astype(b.dtype.numpy)
     return out
 
 

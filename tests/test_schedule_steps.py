@@ -11,8 +11,9 @@ from pullback.kernel.kernel import A, Buffer, Const, Kernel, Loop, Tile, apply, 
 from pullback.schedule import ScheduleError
 from pullback.schedule.cpu_contract import accumulation
 from pullback.schedule.masks import drop_masks, peel, peel_masked, tighten
+from pullback.schedule.sinking import expand, sink
 from pullback.schedule.staging import carry, fuse, pack, place, spill, tensorise
-from pullback.schedule.steps import bind, expand, rename_loops, sink, split, tidy
+from pullback.schedule.steps import bind, rename_loops, split, tidy
 
 
 def extents(kernel: Kernel, axis: str) -> list[int]:

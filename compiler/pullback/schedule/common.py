@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from ..codegen.target import Target
 from ..kernel.kernel import Kernel, Loop, Stmt, Store, exprs, walk_expr
 from .nest import extents_of, memory, stride
-from .steps import bind, expand, sink, split
+from .sinking import expand, sink
+from .steps import bind, split
 
 
 def work(stmts: Iterable[Stmt]) -> int:

@@ -15,9 +15,11 @@ from math import ceil, prod
 from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
 from .limits import DEFAULT, Limits
+from .liveness import used_below
 from .nest import chain_of, cost, extents_of, fuse_chain, order_axes, outer_chain, rename, stride
+from .sinking import expand, sink
 from .staging import axes_in, carry, pack, place, spill, tensorise
-from .steps import axes_of, bind, expand, rename_loops, sink, split, tidy
+from .steps import axes_of, bind, rename_loops, split, tidy
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +227,14 @@ def _vector_copy(kernel: Kernel, axis: str, lanes: int) -> Kernel:
 def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
     names = axes_of(kernel.body)
     bindings = {n: "block" for n in ("jc", "ic", *c.outer)}
-    for i, j in (("i", "j"), ("i0", "j0"), ("ie", "je"), ("i_tile", "j_tile")):
+    for i, j in (("i", "j"), ("i0", "j0"), ("ie", "je")):
         if j in names and lanes > 1:
-            kernel = expand(split(kernel, j, lanes, f"{j}_v", j, tail="mask"), j)
+            dead = {c.acc, "tile", "out"} & used_below(kernel, j)
+            kernel = expand(split(kernel, j, lanes, f"{j}_v", j, tail="mask", dead=dead), j)
             bindings[j] = "vector"
-            if j in ("j", "j_tile"):
+            if j == "j":
                 bindings[f"{j}_v"] = "unroll"
-        if i in names and j in ("j", "j_tile"):
+        if j == "j":
             bindings[i] = "unroll"
     return tidy(bind(kernel, **bindings))
 
@@ -352,14 +355,16 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     if pack_a:
         # A block of rows and a panel live in the second-level cache; packing rows pays from 128 columns on.
         if single and k > limits.long_k and tiles >= 2:
-            kc, carry_k = stretch(k, limits.long_k // 4), True
+            kc = stretch(k, limits.long_k // 4)
+            carry_k = kc < k
         rows = ceil(m / (256 if m < 2048 else 512))
         want = min(want, 8 / outer)
         cb = parts(panels, max(n / 512, min(want / rows, n // 128)), max(1, n // 128))
         rb = parts(tiles, max(rows, want / cb))
     elif single and pack_b and tiles >= 2 and (k > limits.deep_k or m * k * size > limits.far_bytes):
         # The rows that all panels walk do not stay in the third-level cache.
-        kc, carry_k = stretch(k, limits.deep_k // 8), True
+        kc = stretch(k, limits.deep_k // 8)
+        carry_k = kc < k
         rb = parts(tiles, m / 512)
         cb = parts(panels, max(n / 256, want / rb))
     else:

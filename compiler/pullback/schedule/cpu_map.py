@@ -17,8 +17,9 @@ from ..kernel.kernel import Kernel, Load, Loop, Stmt, Store, loads, stores, walk
 from .common import deal, lane_price, lanes_of, vectorise, work
 from .limits import DEFAULT, Limits
 from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
+from .sinking import sink
 from .staging import pack, tensorise
-from .steps import bind, sink, split, tidy
+from .steps import bind, split, tidy
 
 
 def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: Limits = DEFAULT) -> Kernel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from math import prod
 
 from ..errors import ScheduleError
 from ..kernel.kernel import (
@@ -146,10 +145,6 @@ def extents_of(kernel: Kernel) -> dict[str, int]:
         if isinstance(s, Loop) and isinstance(s.extent, int):
             out[s.axis] = max(out.get(s.axis, 0), s.extent)
     return out
-
-
-def iterations(loops: Iterable[Loop]) -> int:
-    return prod(s.extent for s in loops if isinstance(s.extent, int))
 
 
 def whole_chunks(kernel: Kernel) -> Kernel:

@@ -252,8 +252,6 @@ def carry(kernel: Kernel, buffer: str, axes: tuple[str, ...], at: str, dst: str)
     """Keep the part of a local buffer that loop `at` walks with `axes` in registers: copied in at the top of
     its body, out at the end.  Every access inside must be to that part, by the same index."""
     shape = [0] * len(axes)
-    names = {a: f"{a}_{dst}" for a in axes}
-    fresh(kernel, *names.values())
     source = kernel.buffers[buffer]
     if source.space == "global":
         raise ScheduleError(f"{kernel.name}: '{buffer}' is a parameter; only local buffers are carried")
@@ -272,19 +270,17 @@ def carry(kernel: Kernel, buffer: str, axes: tuple[str, ...], at: str, dst: str)
         if moves := {n for i in index for n in i.axes} & set(inside) - set(axes):
             raise ScheduleError(f"{kernel.name}: '{buffer}' also moves with '{min(moves)}' inside of '{at}'")
         shape[:] = map(max, shape, (inside[a] for a in axes))
-        place = tuple(A(names[a]) for a in axes)
-        home = tuple(i.subst({a: A(n) for a, n in names.items()}) for i in index)
+        own = tuple(map(A, axes))
 
         def copy(to: Store) -> tuple[Stmt, ...]:
             out: tuple[Stmt, ...] = (to,)
             for a in reversed(axes):
-                out = (Loop(names[a], inside[a], "parallel", out),)
+                out = (Loop(a, inside[a], "parallel", out),)
             return out
 
-        own = tuple(map(A, axes))
         body = map_accesses(s.body, lambda x: replace(x, buffer=dst, index=own) if x.buffer == buffer else x)
-        enter = copy(Store(dst, place, Load(buffer, home, source.dtype)))
-        leave = copy(Store(buffer, home, Load(dst, place, source.dtype)))
+        enter = copy(Store(dst, own, Load(buffer, index, source.dtype)))
+        leave = copy(Store(buffer, index, Load(dst, own, source.dtype)))
         return (replace(s, body=enter + body + leave),)
 
     kernel = on_loops(kernel, at, f)

@@ -15,7 +15,6 @@ from ..errors import ScheduleError
 from ..kernel.kernel import (
     A,
     Affine,
-    Buffer,
     Index,
     Kernel,
     Load,
@@ -28,10 +27,10 @@ from ..kernel.kernel import (
     loads,
     map_stmts,
     map_store,
-    stores,
     subst,
     walk,
 )
+from .liveness import dead_outside, unmoved, used_below
 
 BINDINGS = frozenset(("serial", "unroll", "vector", "block"))
 
@@ -96,7 +95,7 @@ def bind(kernel: Kernel, **bindings: str) -> Kernel:
                         constant_extent(s)
                     if s.binding in ("vector", "block") and s.role != "parallel":
                         raise ScheduleError(f"{kernel.name}: '{s.axis}' is a {s.role} loop and cannot be {s.binding}")
-                    if s.binding == "vector" and (still := _unmoved(s, local)):
+                    if s.binding == "vector" and (still := unmoved(s, local)):
                         raise ScheduleError(f"{kernel.name}: all lanes of '{s.axis}' store to the same '{min(still)}'")
             out.append(s)
         return tuple(out)
@@ -108,9 +107,9 @@ def bind(kernel: Kernel, **bindings: str) -> Kernel:
 
 
 # ---- split ----------------------------------------------------------------------------------------------
-def add_masks(stmts: tuple[Stmt, ...], mask: Mask, accumulates: bool, local: Collection[str]) -> tuple[Stmt, ...]:
+def add_masks(stmts: tuple[Stmt, ...], mask: Mask, dead: Collection[str], local: Collection[str]) -> tuple[Stmt, ...]:
     """Guard the accesses below an axis that overruns: stores, and loads of memory of others that move with it.
-    Outside, what a reduction accumulates is kept and other elements of local buffers are read by nobody."""
+    Outside, nobody reads the buffers `dead`; all others are kept."""
     axes = mask[0].axes
 
     def moves(i: Index) -> bool:
@@ -129,26 +128,32 @@ def add_masks(stmts: tuple[Stmt, ...], mask: Mask, accumulates: bool, local: Col
             return (s,)
         other = s.other
         if not s.masks:
-            kept = s.buffer not in local or s.where is not None
-            kept = kept or (accumulates and any(x.buffer == s.buffer for x in loads(s.value)))
-            other = "keep" if kept else "any"
-        elif other == "any" and accumulates:
-            raise ScheduleError(f"'{s.buffer}': a reduction under two overrunning axes")
+            other = "any" if s.buffer in dead and s.where is None else "keep"
+        elif other == "any" and s.buffer not in dead:
+            raise ScheduleError(f"'{s.buffer}' is masked twice, and somebody may read it outside")
         return (replace(map_store(s, guard_load), masks=(*s.masks, mask), other=other),)
 
     return map_stmts(stmts, guard)
 
 
-def split(kernel: Kernel, axis: str, factor: int, outer: str, inner: str, tail: str = "peel") -> Kernel:
+def split(
+    kernel: Kernel, axis: str, factor: int, outer: str, inner: str, tail: str = "peel", dead: Collection[str] = ()
+) -> Kernel:
     """axis -> outer * factor + inner.  What does not fill a whole step:
 
     tail='peel': a copy of the loop of its own, with one outer step; 'mask': the last step is masked;
     'even': all steps have the same size or one less (two loops, no small rest).
+
+    `dead`: buffers that are only used below loops of this axis, and where each of these that reads an element
+    comes after one of the same extent that writes it: the lanes outside of a mask need not keep their values.
     """
     fresh(kernel, *{outer, inner} - {axis})
     if factor < 1:
         raise ScheduleError(f"'{axis}' cannot be split by {factor}")
-    local = {b.name for b in kernel.locals}
+    local = {b.name: b for b in kernel.locals}
+    below = used_below(kernel, axis) if tail == "mask" else set()
+    if tail == "mask" and (seen := (set(dead) & set(local)) - below):
+        raise ScheduleError(f"{kernel.name}: '{min(seen)}' is also used outside of '{axis}'")
 
     def part(s: Loop, count: int, size: int, base: int) -> Loop:
         at = A(inner) + base if count == 1 else A(outer) * size + A(inner) + base
@@ -160,7 +165,8 @@ def split(kernel: Kernel, axis: str, factor: int, outer: str, inner: str, tail: 
         steps, rest = divmod(n, factor)
         if rest and tail == "mask":
             at = A(outer) * factor + A(inner) if steps else A(inner)
-            body = add_masks(subst(s.body, {axis: at}), (at, n), s.role != "parallel", local)
+            unread = {*dead, *dead_outside(s, local, below)}
+            body = add_masks(subst(s.body, {axis: at}), (at, n), unread, local)
             return (Loop(outer, steps + 1, s.role, (Loop(inner, factor, s.role, body),), s.binding),)
         if rest and tail == "even" and steps:
             steps += 1
@@ -207,183 +213,6 @@ def grow(kernel: Kernel, axes: set[str]) -> Kernel:
     visit(kernel.body, {})
     sized = (b if tuple(shapes[b.name]) == b.shape else replace(b, shape=tuple(shapes[b.name])) for b in kernel.locals)
     return replace(kernel, locals=tuple(sized))
-
-
-# ---- sink -----------------------------------------------------------------------------------------------
-def covers(s: Store, buffer: Buffer, extents: dict[str, int]) -> bool:
-    """Does a store under loops of these extents overwrite the whole buffer?"""
-    if s.where is not None or (s.masks and s.other == "keep"):
-        return False
-    for n, i in zip(buffer.shape, s.index, strict=True):
-        if not isinstance(i, Affine) or i.const or any(c < 0 or a not in extents for a, c in i.terms):
-            return False
-        reach = 0  # a dense mixed radix: each coefficient at most one past what the smaller ones reach
-        for a, c in sorted(i.terms, key=lambda t: t[1]):
-            if c > reach + 1:
-                return False
-            reach += c * (extents[a] - 1)
-        if reach + 1 < n:
-            return False
-    return True
-
-
-def live_in(stmts: Collection[Stmt], buffer: Buffer) -> bool:
-    """May these statements read the buffer's value from before?  (True when in doubt.)"""
-
-    def go(stmts, extents: dict[str, int]) -> bool | None:
-        for s in stmts:
-            if isinstance(s, Store):
-                if any(x.buffer == buffer.name for e in exprs(s) for x in loads(e)):
-                    return True
-                if s.buffer == buffer.name:
-                    return not covers(s, buffer, extents)
-            elif isinstance(s, Loop | Tile):
-                inside = extents
-                if isinstance(s, Loop):
-                    inside = {**extents, s.axis: s.extent} if isinstance(s.extent, int) and s.extent else {}
-                if (r := go(s.body, inside)) is not None:
-                    return r
-        return None
-
-    return go(stmts, {}) is True
-
-
-def sink(
-    kernel: Kernel,
-    axis: str,
-    past: Collection[str] | None = None,
-    stop: Collection[str] = (),
-    cut: Callable[[Stmt], bool] = lambda s: False,
-) -> Kernel:
-    """Move a parallel loop inwards past the loops in `past` (default: all but `stop`), distributing it over
-    the statements met there; a new copy begins after a statement that `cut` names.
-
-    Legal because its iterations are independent, as long as every value that one copy leaves for another
-    has a place per iteration: a local buffer that is live into a copy gets one dimension more.  This is
-    interchange, fission and 'accumulate in registers' in one.
-    """
-    local = {b.name: b for b in kernel.locals}
-    grown: dict[str, int] = {}
-
-    def through(t: Stmt) -> bool:
-        return isinstance(t, Loop) and (t.axis in past if past is not None else t.axis not in stop)
-
-    def distribute(s: Loop) -> tuple[Stmt, ...]:
-        if s.role != "parallel":
-            raise ScheduleError(f"{kernel.name}: '{axis}' is a {s.role} loop; only parallel loops may sink")
-        runs: list[tuple[Stmt, ...]] = []
-
-        def push(stmts) -> tuple[Stmt, ...]:
-            out: list[Stmt] = []
-            run: list[Stmt] = []
-
-            def flush():
-                if run:
-                    runs.append(tuple(run))
-                    out.append(replace(s, body=tuple(run)))
-                    run.clear()
-
-            for t in stmts:
-                if through(t):
-                    if isinstance(t.extent, Affine) and t.extent.coef(axis):
-                        raise ScheduleError(f"{kernel.name}: the extent of '{t.axis}' moves with '{axis}'")
-                    flush()
-                    out.append(replace(t, body=push(t.body)))
-                else:
-                    run.append(t)
-                    if cut(t):
-                        flush()
-            flush()
-            return tuple(out)
-
-        body = push(s.body)
-        if len(runs) > 1 or any(through(t) for t in s.body):
-            for b in _unmoved(s, local):
-                if any(live_in(r, local[b]) for r in runs):
-                    grown[b] = max(grown.get(b, 0), constant_extent(s))
-        return body
-
-    moved: list[Loop] = []
-    bodies: dict[int, tuple[Stmt, ...]] = {}
-
-    def first(s: Loop) -> tuple[Stmt, ...]:
-        moved.append(s)
-        bodies[id(s)] = distribute(s)
-        return (s,)
-
-    def second(s: Loop) -> tuple[Stmt, ...]:  # all copies of the loop agree on what has grown
-        body = bodies[id(s)]
-        carried = grown.keys() & _unmoved(s, local)
-        return _add_index(body, carried, axis) if carried else body
-
-    on_loops(kernel, axis, first)
-    for s in moved:  # a copy that is smaller than the first still needs its place
-        for b in grown.keys() & _unmoved(s, local):
-            grown[b] = max(grown[b], constant_extent(s))
-    return _grown(on_loops(kernel, axis, second), grown, axis)
-
-
-def expand(kernel: Kernel, axis: str) -> Kernel:
-    """Give every local value that one iteration of a parallel loop makes for itself a place per iteration (a
-    scalar becomes a vector, so that the loop can be bound to lanes)."""
-    local = {b.name: b for b in kernel.locals}
-    grown: dict[str, int] = {}
-
-    def look(s: Loop) -> tuple[Stmt, ...]:
-        for b in _unmoved(s, local):
-            if live_in(s.body, local[b]):
-                raise ScheduleError(f"{kernel.name}: '{b}' goes from one iteration of '{axis}' to the next")
-            grown[b] = max(grown.get(b, 0), constant_extent(s))
-        return (s,)
-
-    def widen(s: Loop) -> tuple[Stmt, ...]:
-        mine = grown.keys() & _unmoved(s, local)
-        return (replace(s, body=_add_index(s.body, mine, axis)),) if mine else (s,)
-
-    on_loops(kernel, axis, look)
-    return _grown(on_loops(kernel, axis, widen), grown, axis) if grown else kernel
-
-
-def _add_index(stmts: tuple[Stmt, ...], buffers: Collection[str], axis: str) -> tuple[Stmt, ...]:
-    """buffer[...] -> buffer[axis, ...] for these buffers."""
-
-    def more(x):
-        return replace(x, index=(A(axis), *x.index)) if isinstance(x, Load) and x.buffer in buffers else x
-
-    def widen(t: Stmt) -> tuple[Stmt, ...]:
-        if not isinstance(t, Store):
-            return (t,)
-        t = map_store(t, more)
-        return (replace(t, index=(A(axis), *t.index)) if t.buffer in buffers else t,)
-
-    return map_stmts(stmts, widen)
-
-
-def _grown(kernel: Kernel, grown: dict[str, int], axis: str) -> Kernel:
-    """Buffers with one dimension more; every access must have it."""
-    for b in kernel.locals:
-        if b.name in grown and _unindexed(kernel, b.name, len(b.shape) + 1):
-            raise ScheduleError(f"{kernel.name}: '{b.name}' is also used outside of '{axis}'")
-    wide = (replace(b, shape=(grown[b.name], *b.shape)) if b.name in grown else b for b in kernel.locals)
-    return replace(kernel, locals=tuple(wide))
-
-
-def _unmoved(s: Loop, local: Collection[str]) -> set[str]:
-    """Local buffers that a loop stores to without moving along its axis."""
-    return {
-        t.buffer
-        for t in stores(s.body)
-        if t.buffer in local and not any(isinstance(i, Affine) and i.coef(s.axis) for i in t.index)
-    }
-
-
-def _unindexed(kernel: Kernel, buffer: str, rank: int) -> bool:
-    """Is there an access to the buffer with another number of indices?"""
-    for s in stores(kernel.body):
-        for x in (s, *(x for e in exprs(s) for x in loads(e))):
-            if x.buffer == buffer and len(x.index) != rank:
-                return True
-    return False
 
 
 def rename_loops(kernel: Kernel, names: dict[str, str], where: Callable[[Loop], bool]) -> Kernel:
