@@ -52,13 +52,14 @@ def fma(a, b, c):
             out = _round_to_odd(*_two_sum(wide, c.astype(np.float64))).reshape(np.shape(out))
             out = np.where(np.isfinite(out), out, wide + c)
         return out.astype(c.dtype)[()]
-    plain = a * b + c
     high = a * b
+    plain = high + c
     (ah, al), (bh, bl) = _halves(a), _halves(b)
     low = al * bl - (((high - ah * bh) - al * bh) - ah * bl)
     th, tl = _two_sum(c, low)
     vh, vl = _two_sum(high, th)
     exact = vh + _round_to_odd(*_two_sum(tl, vl)).reshape(np.shape(plain))
+    exact = np.where(exact == 0, plain, exact)  # for the sign
     # Dekker's product needs room at both ends of the exponents; beyond them, extended precision is close enough
     size = np.abs(high)
     tame = np.isfinite(exact) & ((size > 1e-250) | (a == 0) | (b == 0)) & (np.maximum(np.abs(a), np.abs(b)) < 1e290)
