@@ -8,7 +8,6 @@ from Python: compile through the cache, then load.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +15,17 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 
+import llvmlite
+
 from pullback_runtime.files import write_atomically
 
-from . import __version__, passes
+from . import passes
+from .artifact.reopen import program_text
 from .artifact.write import artifact_bytes
-from .cache import Cache
+from .cache import NO_CACHE, Cache
 from .codegen import cpu
 from .codegen.compile import assembly, compile_module
-from .codegen.native import native_module
+from .codegen.native import native_object
 from .codegen.target import Target, cpu_target
 from .config import Options
 from .dsl.functions import ScriptFunction
@@ -43,7 +45,7 @@ from .schedule import schedule
 
 
 class Build:
-    """One program on its way down.  `timings`: stage or pass -> seconds, in order."""
+    """One program on its way down.  `timings`: stage -> seconds, in order; `pass_timings`: pass -> seconds."""
 
     def __init__(
         self,
@@ -53,6 +55,8 @@ class Build:
     ):
         self.traced, self.options, self.on_stage = program, options or Options(), on_stage
         self.timings: dict[str, float] = {}
+        self.pass_timings: dict[str, float] = {}
+        self.cache = Cache.of(self.options)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -73,7 +77,7 @@ class Build:
     def optimized(self) -> Program:
         with self._stage("passes"):
             chosen = (*passes.PASSES, checkpoint) if self.options.recompute else passes.PASSES
-            return passes.run(self.traced, chosen, timings=self.timings)
+            return passes.run(self.traced, chosen, timings=self.pass_timings)
 
     @cached_property
     def regions(self) -> dict[int, Region]:
@@ -109,48 +113,50 @@ class Build:
     def objects(self) -> list[bytes]:
         texts = self.llvm
         with self._stage("llvm"):
-            return [compile_module(texts[t.isa], t) for t in self.targets]
+            return [self._compiled(texts[t.isa], t) for t in self.targets]
+
+    def _compiled(self, text: str, target: Target) -> bytes:
+        return self.cache.find((text, target), lambda: compile_module(text, target))
 
     @cached_property
     def artifact(self) -> bytes:
         """The bytes of the `.so`."""
         objects, plans = self.objects, self.plans
         with self._stage("link"):
-            native = _native_object()
-            return artifact_bytes(self.optimized, plans, self.targets, objects, native, self.options.content())
+            text, native = program_text(self.traced), _native_object(self.cache)
+            options = self.options.content()
+            return artifact_bytes(self.optimized, plans, self.targets, objects, native, options, text)
 
 
 def _module(plan: Plan, target: Target) -> str:
     return cpu.module([cpu.emit_kernel(key, kernel, target) for key, kernel in plan.kernels.items()], target)
 
 
-@cache
-def _native_object() -> bytes:
-    """The scheduler and the C ABI: the same for every program."""
-    return compile_module(native_module(), cpu_target("x86-64-v2"))
-
-
 def compile_program(program: Program, options: Options | None = None, **kwargs) -> bytes:
     """The artifact of a traced program, from the cache where an equal one was built before."""
     options = options or Options()
-    cached = Cache.of(options)
-    key = cache_key(program, options)
-    found = cached.get(key)
-    if found is None:
-        found = Build(program, options, **kwargs).artifact
-        cached.put(key, found)
-    return found
+    return Cache.of(options).find(cache_key(program, options), lambda: Build(program, options, **kwargs).artifact)
 
 
-def cache_key(program: Program, options: Options) -> str:
-    """Content of the program with its source locations, the options, the targets, and this version."""
-    targets = [repr(cpu_target(n.strip())) for n in options.cpu.split(",")]
-    parts = [__version__, program.name, program.options, program.states, sorted(options.content().items()), targets]
+def cache_key(program: Program, options: Options) -> list:
+    """What an artifact depends on, beside the compiler itself: content of the program with its source locations,
+    options and targets."""
+    targets = [cpu_target(n.strip()) for n in options.cpu.split(",")]
+    parts = [program.name, program.options, program.states, sorted(options.content().items()), targets]
     for f in program.functions:
         locs = [(n.loc.file, n.loc.line) for n in f.graph.nodes]
-        parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded))
+        parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded, f.loc))
         parts.append((f.prints, content.key(f.graph), locs))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return parts
+
+
+@cache
+def _compiler_key() -> str:
+    """Changes with any line of the compiler, so that nothing stale is found after an update."""
+    h = hashlib.sha256(f"{__version__} {llvmlite.__version__}".encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        h.update(source.read_bytes())
+    return h.hexdigest()
 
 
 def write(path: Path, artifact: bytes) -> None:
