@@ -12,17 +12,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-
-import llvmlite
 
 from pullback_runtime.files import write_atomically
 
 from . import passes
 from .artifact.reopen import program_text
 from .artifact.write import artifact_bytes
-from .cache import NO_CACHE, Cache
+from .cache import Cache
 from .codegen import cpu
 from .codegen.compile import assembly, compile_module
 from .codegen.native import native_object
@@ -123,7 +121,7 @@ class Build:
         """The bytes of the `.so`."""
         objects, plans = self.objects, self.plans
         with self._stage("link"):
-            text, native = program_text(self.traced), _native_object(self.cache)
+            text, native = program_text(self.traced), self.cache.find("native module", native_object)
             options = self.options.content()
             return artifact_bytes(self.optimized, plans, self.targets, objects, native, options, text)
 
@@ -148,15 +146,6 @@ def cache_key(program: Program, options: Options) -> list:
         parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded, f.loc))
         parts.append((f.prints, content.key(f.graph), locs))
     return parts
-
-
-@cache
-def _compiler_key() -> str:
-    """Changes with any line of the compiler, so that nothing stale is found after an update."""
-    h = hashlib.sha256(f"{__version__} {llvmlite.__version__}".encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        h.update(source.read_bytes())
-    return h.hexdigest()
 
 
 def write(path: Path, artifact: bytes) -> None:
