@@ -117,6 +117,7 @@ def test_row_order_of_several_axes():
     x = wild(3, 4, 70)
     assert run(R.Sum((1, 2)), x).tolist() == [row_sum(r) for r in x]
     assert run(R.Sum((0, 2)), x).tolist() == [row_sum(x[:, k]) for k in range(4)]
+    assert run(R.Sum((0, 1, 2)), x) == row_sum(x)
 
 
 def test_long_rows_go_in_chunks():
@@ -295,6 +296,58 @@ def test_kept_values_are_whole_before_they_are_read_elsewhere():
     assert len(fused.pieces) == 1
     assert any(b.space == "local" and b.shape == (70,) for b in fused.pieces[0].kernel.locals)
     assert same_values(evaluate_region(lower(graph, PLAIN), data), evaluate_region(fused, data))
+
+
+def both(outputs, inputs, seed: int = 0) -> Region:
+    """The fused region, after its results were compared with those of unfused kernels and of the graph."""
+    graph = Graph("g", inputs, outputs)
+    rng = np.random.default_rng(seed)
+    data = [x.dtype.round(rng.standard_normal(x.shape)) for x in inputs]
+    fused, plain = lower(graph), lower(graph, PLAIN)
+    check(fused)
+    got = evaluate_region(fused, data)
+    assert same_values(evaluate_region(plain, data), got)
+    assert same_values(evaluate(graph, data), got, 1e-5)
+    return fused
+
+
+def test_nested_padding():
+    x = tensor("x", 3)
+    once = make(M.Pad((1,), (2,), 5.0), x)
+    twice = make(M.Pad((2,), (1,), 7.0), make(E.Abs(), once))
+    again = make(M.Pad((1,), (0,), 9.0), make(M.Pad((0,), (1,), 8.0), x))
+    assert len(both((twice, again), (x,)).pieces) <= 2
+
+
+def test_scalars_of_a_row_keep_their_masks():
+    """tanh(s) is computed once for each row, but not for the padded one, which has no s."""
+    x, s = tensor("x", 20, 40), tensor("s", 19)
+    wide = make(M.Pad((1, 0), (0, 0), 3.0), make(M.Broadcast((19, 40), (0,)), make(E.Neg(), make(E.Abs(), s))))
+    mean = make(M.Broadcast((20, 40), (0,)), make(R.Sum((1,)), x))
+    assert len(both((make(E.Add(), make(E.Mul(), x, wide), mean),), (x, s)).pieces) == 1
+
+
+def test_a_tensor_and_its_transpose():
+    """Two different rows of the same kernel's value: it must be in memory."""
+    x = tensor("x", 20, 20)
+    total = make(M.Broadcast((20, 20), (0,)), make(R.Sum((1,)), x))
+    y = make(E.Sub(), x, total)
+    z = make(E.Add(), y, make(M.Permute((1, 0)), y))
+    assert len(both((z,), (x,)).pieces) == 2
+    t = make(E.Mul(), x, x)
+    assert both((t, make(E.Add(), t, make(M.Permute((1, 0)), t))), (x,)).pieces
+
+
+@pytest.mark.parametrize("dtype", [bf16, f16])
+def test_small_floats_round_after_every_op(dtype):
+    x = tensor("x", 20, 30, dtype=dtype)
+    y = make(E.Mul(), make(E.Add(), x, make(E.Mul(), x, x)), make(E.Sub(), x, make(E.Mul(), x, x)))
+    z = make(E.Sub(), y, make(M.Broadcast((20, 30), (0,)), make(R.Sum((1,)), y)))
+    graph = Graph("g", (x,), (y, z))
+    data = [dtype.round(np.random.default_rng(0).standard_normal((20, 30)))]
+    one, other = (evaluate_region(lower(graph, o), data) for o in (None, PLAIN))
+    assert same_values(one, other)
+    assert same_values(evaluate(graph, data)[:1], one[:1])
 
 
 def _moves():

@@ -422,8 +422,7 @@ class _Sweep:
 
     def _aligned(self, g: Grown, n: Node, dims: Dims) -> bool:
         """Whether n has all shared axes of the group (a map may become rows that share its axes)."""
-        needed = g.shared()
-        if not needed <= set(dims) or any(dims.count(i) > 1 for i in needed):
+        if not g.shared() <= set(dims):
             return False
         if g.kind == "rows":
             return g.count() >= ROWS or n.type.size <= SMALL
