@@ -68,7 +68,8 @@ class Trace:
     def read(self, variable: Variable) -> Node:
         node = self.values.get(variable)
         if node is None:
-            node = make(Input(self._name(variable), variable.dtype, variable.shape), loc=variable.loc)
+            op = Input(self._name(variable), variable.dtype, variable.shape)
+            node = Node(op, (), op.infer(), variable.loc)  # not by `make`: a scan's body does not own it
             self.inputs[variable] = self.values[variable] = node
         elif variable in self._detached:
             self._detached.remove(variable)
