@@ -33,7 +33,9 @@ from .errors import BuildError
 from .graph import content
 from .graph.program import SEED, Program
 from .graph.types import Dim
+from .kernel.kernel import Kernel
 from .kernel.plan import Plan
+from .kernel.verify import verify, verify_plan
 from .lower.groups import Region
 from .lower.plan import Kernels, make_plan
 from .lower.regions import Lowering
@@ -93,8 +95,15 @@ class Build:
             return {t.isa: self._plan(t, regions) for t in self.targets}
 
     def _plan(self, target: Target, regions: dict[int, Region]) -> Plan:
-        kernels = Kernels(lambda k: schedule(k, target), lambda k: cpu.scratch_layout(k)[1])
-        return make_plan(self.optimized, regions, kernels)
+        def scheduled(kernel: Kernel) -> Kernel:
+            verify(kernel)
+            after = schedule(kernel, target)
+            verify(after, target)
+            return after
+
+        plan = make_plan(self.optimized, regions, Kernels(scheduled, lambda k: cpu.scratch_layout(k)[1]))
+        verify_plan(plan)
+        return plan
 
     @cached_property
     def llvm(self) -> dict[str, str]:
