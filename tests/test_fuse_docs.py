@@ -1,0 +1,35 @@
+"""docs/fusion.md stays true: its program prints what the page says, its numbers are those of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pullback.lower import fuse, nests, ordered, stores, summation
+
+PAGE = (Path(__file__).parent.parent / "docs" / "fusion.md").read_text()
+
+
+def test_example(capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    (printed,) = re.findall(r"```text\n(.*?)```", PAGE, re.S)
+    exec(compile(program, "fusion.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.strip() == printed.strip()
+
+
+def test_numbers():
+    text = " ".join(PAGE.split())
+    for number, words in [
+        (summation.LANES, "W = min({}, next power of two"),
+        (summation.LONG, "(more than {} elements)"),
+        (summation.SMALL_CHUNK, "C = max({}, next power of two"),
+        (summation.CHUNKS, "next power of two >= n / {})"),
+        (fuse.ROWS, "fewer than {} rows"),
+        (fuse.SMALL, "with more than {} elements"),
+        (fuse.FEW, "fewer than {} chunks"),
+        (fuse.DEPTH, "more than {} pointwise nodes"),
+        (nests.SHARED, "Subexpressions of more than {} nodes"),
+        (ordered.SORT_LIMIT, "an axis may have {} elements"),
+    ]:
+        assert words.format(number) in text
+    assert stores.WORK == 0.25 and "a quarter of a byte for each operation" in text
