@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pullback.codegen.target import cpu_target
 from pullback.graph.types import bf16, f32, f64
 from pullback.kernel.kernel import Buffer, Kernel, Loop, Tile, apply, load, loop, store, walk
+from pullback.kernel.text import parse_kernel
 from pullback.schedule import Limits, family, schedule
 from pullback.schedule.cpu_contract import Tiling, schedule_contraction
 
@@ -226,3 +227,24 @@ def test_lanes_follow_the_widest_type():
     value = apply("cast", load(x, "i0"), dtype=f32)
     after = schedule(Kernel("narrow", (x, y), (), (loop("i0", 100, "parallel", store(y, ("i0",), value)),)), TARGETS[2])
     assert {s.extent for s in walk(after.body) if isinstance(s, Loop) and s.binding == "vector"} == {8}
+
+
+def test_masked_lanes_keep_what_others_read():
+    """Only 33 of 64 partial results are added to, and all fold; the row is then read backwards."""
+    kernel = parse_kernel("""
+kernel rows(x0: f32[5,33]) -> y0: f32[5,33]
+  p0: f32[64] register
+  e0: f32[33] local
+  parallel i0 < 5
+    parallel l < 64
+      p0[l] = 0.0
+    parallel l < 33
+      e0[l] = exp(x0[i0, l])
+      p0[l] = p0[l] + e0[l]
+    parallel h32 < 32
+      p0[h32] = p0[h32] + p0[h32 + 32]
+    parallel j0 < 33
+      y0[i0, j0] = e0[j0*-1 + 32] + p0[j0]
+""")
+    for target, limits in product(TARGETS, (Limits(), LOW)):
+        nests.same_meaning(kernel, schedule(kernel, target, limits))

@@ -118,8 +118,12 @@ def add_masks(stmts: tuple[Stmt, ...], mask: Mask, dead: Collection[str], local:
     def moves_load(x: Load) -> bool:
         return any(map(moves, x.index))
 
+    def backwards(x: Load) -> bool:
+        """Does an overrun leave the buffer at its beginning?  (At its end it grows.)"""
+        return any(isinstance(i, Affine) and i.coef(n) < 0 for i in x.index for n in axes)
+
     def guard_load(e):
-        if isinstance(e, Load) and e.buffer not in local and moves_load(e):
+        if isinstance(e, Load) and (e.buffer not in local or backwards(e)) and moves_load(e):
             return replace(e, masks=(*e.masks, mask))
         return e
 
