@@ -6,6 +6,8 @@ Every array has the samples along its first axis.  Errors name the file, what wa
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +19,9 @@ from .errors import DataError
 def load_data(sources: Sequence[str], inputs: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of `inputs` (name -> shape of one sample) from files.
 
-    A source is `file.npz` (arrays by input name), `file.csv` (a header; a column named as the input for scalars, columns
-    `input.0`, `input.1`, ... for vectors; one vector input may take all columns that are left over), or
-    `input=file.npy`.  A lone `.npy` goes to a function's only input.
+    A source is `file.npz` (arrays by input name), `file.csv` (a header; for scalars a column named as the input, for
+    vectors columns `input.0`, `input.1`, ...; one input may take all columns that are left over), or `input=file.npy`.
+    A lone `.npy` goes to a function's only input.  Further arrays of a .npz file are left out.
     """
     found: dict[str, np.ndarray] = {}
     for source in sources:
@@ -28,7 +30,11 @@ def load_data(sources: Sequence[str], inputs: Mapping[str, tuple[int, ...]]) -> 
         found |= _read(path, name, inputs)
     missing = [n for n in inputs if n not in found]
     if missing:
-        raise DataError(f"no data for input {', '.join(map(repr, missing))}; {', '.join(sources)} hold {sorted(found)}")
+        held = ", ".join(map(repr, found)) or "nothing"
+        raise DataError(f"no data for input {', '.join(map(repr, missing))}: {', '.join(sources)} has {held}")
+    scalars = [n for n in inputs if found[n].ndim == 0]
+    if scalars:
+        raise DataError(f"input {scalars[0]!r}: expected an array with the samples along its first axis, got a scalar")
     lengths = {n: len(found[n]) for n in inputs}
     if len(set(lengths.values())) != 1:
         raise DataError(f"inputs have different numbers of samples: {lengths}")
@@ -44,23 +50,24 @@ def _read(path: Path, name: str, inputs: Mapping[str, tuple[int, ...]]) -> dict[
     if reader is None:
         raise DataError(f"{path}: expected a .npz, .npy or .csv file")
     try:
-        return reader(path, name, inputs)
+        found = reader(path, name, inputs)
+    except DataError:
+        raise
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e
-    except (ValueError, EOFError, KeyError) as e:
+    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError) as e:
         raise DataError(f"{path}: not a readable {path.suffix} file: {e}") from e
+    for n, a in found.items():
+        if n in inputs and a.dtype.kind not in "biufV":  # V: bfloat16
+            raise DataError(f"{path}: input {n!r}: expected numbers, got an array of {a.dtype}")
+    return found
 
 
 def _read_npz(path: Path, name: str, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not hasattr(arrays, "files"):
-                raise ValueError("holds a single array, not an archive")
-            return {k: arrays[k] for k in arrays.files}
-    except zipfile.BadZipFile as e:
-        raise ValueError(str(e)) from e
+    with np.load(path, allow_pickle=False) as arrays:
+        if not hasattr(arrays, "files"):
+            raise ValueError("it holds a single array, no archive")
+        return {k: arrays[k] for k in arrays.files}
 
 
 def _read_npy(path: Path, name: str, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

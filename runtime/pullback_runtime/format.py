@@ -12,7 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from .errors import ArtifactError
@@ -21,6 +21,8 @@ VERSION = 1
 """Of the manifest and the C ABI.  A runtime reads artifacts of its own version only."""
 
 SECTION = ".pullback.manifest"
+PROGRAM_SECTION = ".pullback.program"
+"""The traced program, for the compiler's `inspect`; the runtime has no use for it."""
 
 MACHINES = {62: "x86_64", 183: "aarch64"}
 """ELF machine number -> what `platform.machine()` says."""
@@ -143,8 +145,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of functions and state, not of how they were compiled."""
-        return hashlib.sha256(repr((self.name, self.functions, self.state)).encode()).hexdigest()
+        """A hash of functions and state, not of how they were compiled or where their script lies."""
+        functions = [replace(f, file="", line=0) for f in self.functions]
+        return hashlib.sha256(repr((self.name, functions, self.state)).encode()).hexdigest()
 
     def to_json(self) -> bytes:
         return json.dumps(_plain(self), separators=(",", ":"), ensure_ascii=False).encode()

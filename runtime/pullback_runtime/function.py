@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import c_void_p
 
 import numpy as np
@@ -61,6 +61,11 @@ class Function:
     def padded(self) -> bool:
         """May a smaller batch be passed?  It is padded, and the results are cut."""
         return any(b.entry.padded for b in self.bindings)
+
+    def keywords(self, arrays: Mapping[str, object]) -> dict[str, object]:
+        """The keywords of a call from arrays by name, those of structures as in `sample_shapes`: `pair.0`, `x.key`."""
+        entry = self.bindings[0].entry
+        return _builder(entry.inputs)([arrays[a.name] for a in entry.arguments]) if entry.arguments else {}
 
     def _path(self, binding: Binding) -> Callable:
         """The fast path of a binding; the general way if it has none."""

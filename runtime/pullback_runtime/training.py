@@ -1,29 +1,38 @@
 """The fit loop: batches, progress, metrics, crash-safe checkpoints.
 
-What a run does follows from the artifact, the data and the seed alone: samples are shuffled by (seed, epoch), a
-checkpoint names the epoch and batch that come next, so a run that was killed goes on to the very same bits.
+What a run does follows from the artifact, the data and the seed alone: samples are shuffled by (seed, epoch), and a
+checkpoint says which epoch and batch come next, so a run that was killed goes on to the very same bits.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .errors import DataError
-from .files import write_atomically
+from .function import Function
+from .program import Program
+from .state import read_metadata
 
 STATE_FILE = "state.safetensors"
+"""The one file of a checkpoint folder; `Program.load_state` reads it too."""
+
+RUN = "pullback.run"
+"""The metadata of that file that says where the run stands."""
 
 
 @dataclass
 class History:
-    """What a run did: one entry an epoch.  `resumed`: the epoch and batch at which it went on, or None."""
+    """What a run did: one entry an epoch.  `resumed`: the epoch and batch (from 0) at which it went on, or None."""
 
     loss: list[float] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
@@ -35,7 +44,7 @@ class History:
 def split(data: Mapping[str, np.ndarray], fraction: float, seed: int) -> tuple[dict, dict]:
     """(training, validation): `fraction` of the samples, chosen by the seed, are held out."""
     if not 0 <= fraction < 1:
-        raise DataError(f"the validation fraction must be in 0 <= fraction < 1, got {fraction}")
+        raise DataError(f"the validation fraction must be at least 0 and less than 1, got {fraction}")
     n = len(next(iter(data.values())))
     order = np.random.default_rng((seed, 0x5EED)).permutation(n)
     held_out, rest = order[: int(n * fraction)], order[int(n * fraction) :]
@@ -43,7 +52,7 @@ def split(data: Mapping[str, np.ndarray], fraction: float, seed: int) -> tuple[d
 
 
 def fit(
-    program,
+    program: Program,
     data: Mapping[str, np.ndarray],
     *,
     epochs: int = 1,
@@ -59,82 +68,115 @@ def fit(
 ) -> History:
     """Run `function` over the data, batch after batch; the last partial batch of each epoch is left out (and said so).
 
-    data: input name -> array with the samples first.  checkpoint: a folder; state is written there atomically after every
-    epoch and every `checkpoint_every` steps, and a run finds its place there again.  evaluate: the function for the
-    validation data (default: `evaluate`, else `predict`); integer results are compared with the input left over
-    (accuracy), floats give the mean squared error, a scalar is averaged as it is.
+    data: input name -> array with the samples along the first axis.  checkpoint: a folder; state is written there,
+    atomically and durably, after every epoch and every `checkpoint_every` steps, and a run finds its place there again.
+    evaluate: the function for the validation data (default: `evaluate`, else `predict`); see `measure`.
     """
-    call = getattr(program, function)
-    batch = call.batch_size
-    n = len(next(iter(data.values())))
+    call = _function(program, function)
+    batch, n = _batch_size(call), _samples(call, data)
     batches = n // batch
     if batches == 0:
         raise DataError(f"{function} takes batches of {batch} samples, the data has only {n}")
     if n % batch:
         report(f"{n % batch} of {n} samples do not fill a batch of {batch} and are left out of each epoch")
-    place = _Place(checkpoint, _fingerprint(program, data, seed, shuffle))
-    epoch, at, total, history = place.resume(program)
-    if history.resumed:
-        report(f"resumed at epoch {epoch + 1}, batch {at + 1}")
-    start = time.perf_counter()
-    while epoch < epochs:
-        order = np.random.default_rng((seed, epoch)).permutation(n) if shuffle else np.arange(n)
-        for i in _ticks(range(at, batches), progress, f"epoch {epoch + 1}/{epochs}", batches, at):
-            rows = order[i * batch : (i + 1) * batch]
-            total += float(_loss(call(**{k: v[rows] for k, v in data.items()})))
-            history.steps += 1
-            if checkpoint_every and history.steps % checkpoint_every == 0 and i + 1 < batches:
-                place.save(program, epoch, i + 1, total, history)
-        history.loss.append(total / batches)
-        line = f"epoch {epoch + 1}/{epochs}  loss {history.loss[-1]:.4f}"
-        if validation is not None and len(next(iter(validation.values()))):
-            history.validation.append(measure(program, validation, evaluate))
-            line += "".join(f"  validation {k} {v:.4f}" for k, v in history.validation[-1].items())
-        report(line)
-        epoch, at, total = epoch + 1, 0, 0.0
-        place.save(program, epoch, at, total, history)
-    history.seconds = time.perf_counter() - start
+    with _place(checkpoint, _fingerprint(program, data, function, seed, shuffle)) as place:
+        epoch, at, total, history = place.resume(program)
+        if history.resumed:
+            report(f"resumed at epoch {epoch + 1}, batch {at + 1}")
+        start = time.perf_counter()
+        while epoch < epochs:
+            order = np.random.default_rng((seed, epoch)).permutation(n) if shuffle else np.arange(n)
+            for i in _shown(range(at, batches), progress, f"epoch {epoch + 1}/{epochs}", batches, at):
+                rows = order[i * batch : (i + 1) * batch]
+                total += _loss(call(**call.keywords({k: v[rows] for k, v in data.items()})))
+                history.steps += 1
+                if checkpoint_every and history.steps % checkpoint_every == 0 and i + 1 < batches:
+                    place.save(program, epoch, i + 1, total, history)
+            history.loss.append(total / batches)
+            line = f"epoch {epoch + 1}/{epochs}  loss {history.loss[-1]:.4f}"
+            if validation is not None:
+                history.validation.append(measure(program, validation, evaluate))
+                line += "".join(f"  validation {k} {v:.4f}" for k, v in history.validation[-1].items())
+            report(line)
+            epoch, at, total = epoch + 1, 0, 0.0
+            place.save(program, epoch, at, total, history)
+        history.seconds = time.perf_counter() - start
     return history
 
 
-def measure(program, data: Mapping[str, np.ndarray], function: str | None = None) -> dict[str, float]:
-    """Metrics of a function that trains nothing, over all samples."""
-    function = function or next((f for f in ("evaluate", "predict") if hasattr(program, f)), None)
+def measure(program: Program, data: Mapping[str, np.ndarray], function: str | None = None) -> dict[str, float]:
+    """Metrics of a function that trains nothing, over all samples.
+
+    What it computes is compared with the one array of `data` that is not its input: integers give the accuracy,
+    floats the mean squared error.  A scalar result is a loss, averaged over batches.  Empty where there is nothing
+    to compare; a last batch that is too small is left out if the function cannot take it.
+    """
     if function is None:
-        return {}
-    call = getattr(program, function)
-    n, batch = len(next(iter(data.values()))), call.batch_size
-    inputs = {k: data[k] for k in call.input_names if k in data}
+        function = next((f for f in ("evaluate", "predict") if f in program.functions), None)
+        if function is None:
+            return {}
+    call = _function(program, function)
+    n, batch = _samples(call, data), _batch_size(call)
+    inputs = {k: data[k] for k in call.sample_shapes}
     left = [v for k, v in data.items() if k not in inputs]
     results = []
     for i in range(0, n, batch):
-        part = {k: v[i : i + batch] for k, v in inputs.items()}
-        if len(next(iter(part.values()))) < batch and not call.padded:
+        if n - i < batch and not call.padded:
             break
-        results.append(np.asarray(call(**part)))
-    if not results:
+        results.append(call(**call.keywords({k: v[i : i + batch] for k, v in inputs.items()})))
+    if not results or not isinstance(results[0], np.ndarray):
         return {}
     if results[0].ndim == 0:
         return {"loss": float(np.mean(results))}
     got = np.concatenate(results)
-    if len(left) != 1 or (left[0].shape != got.shape and left[0].shape[: got.ndim] != got.shape):
+    if len(left) != 1 or (want := left[0][: len(got)]).shape != got.shape:
         return {}
-    want = left[0][: len(got)]
     if got.dtype.kind in "iub":
         return {"accuracy": float(np.mean(got == want))}
-    return {"mse": float(np.mean((got - want) ** 2))}
+    return {"mse": float(np.mean((got.astype(np.float64) - want) ** 2))}
+
+
+def _function(program: Program, name: str) -> Function:
+    if name not in program.functions:
+        raise DataError(f"{program.path} has no function {name!r}: it has {', '.join(program.functions)}")
+    return program.functions[name]
+
+
+def _batch_size(call: Function) -> int:
+    """The leading dimension of all inputs, of the largest binding."""
+    leading = {a.name: a.shape[:1] for b in call.bindings for a in b.entry.arguments}
+    if not all(leading.values()) or any(len({a.shape[0] for a in b.entry.arguments}) != 1 for b in call.bindings):
+        raise DataError(
+            f"{call.name} cannot be fed batches: its inputs need the samples along their first axis, but it takes "
+            + "; ".join(b.signature() for b in call.bindings)
+        )
+    return call.batch_size
+
+
+def _samples(call: Function, data: Mapping[str, np.ndarray]) -> int:
+    missing = [n for n in call.sample_shapes if n not in data]
+    if missing:
+        raise DataError(f"{call.name}: no data for input {', '.join(map(repr, missing))}; there is {', '.join(data)}")
+    lengths = {k: len(v) for k, v in data.items()}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"{call.name}: inputs have different numbers of samples: {lengths}")
+    return next(iter(lengths.values()))
 
 
 def _loss(result) -> float:
     """The scalar of a step's result: the result, its `loss`, or its first element."""
-    if isinstance(result, Mapping):
-        result = result["loss"] if "loss" in result else next(iter(result.values()))
-    elif isinstance(result, tuple | list):
-        result = result[0]
-    return np.asarray(result).mean()
+    while isinstance(result, Mapping | tuple | list):
+        if not result:
+            return float("nan")
+        if isinstance(result, Mapping):
+            result = result["loss"] if "loss" in result else next(iter(result.values()))
+        else:
+            result = result[0]
+    return float("nan") if result is None else float(np.mean(result, dtype=np.float64))
 
 
-def _ticks(steps, progress: bool, label: str, total: int, at: int):
+def _shown(steps: Iterable[int], progress: bool, label: str, total: int, at: int) -> Iterable[int]:
+    """The steps, with a bar on standard error if asked and tqdm is installed."""
     if not progress:
         return steps
     try:
@@ -144,55 +186,74 @@ def _ticks(steps, progress: bool, label: str, total: int, at: int):
     return tqdm(steps, desc=label, total=total, initial=at, leave=False, unit="batch")
 
 
-def _fingerprint(program, data: Mapping[str, np.ndarray], seed: int, shuffle: bool) -> str:
+def _fingerprint(program: Program, data: Mapping[str, np.ndarray], *how: object) -> str:
     """What a checkpoint belongs to: going on with other data or another model would be silent nonsense."""
-    h = hashlib.sha256(f"{program.fingerprint} {seed} {shuffle}".encode())
+    h = hashlib.sha256(repr((program.fingerprint, how)).encode())
     for k in sorted(data):
         a = np.ascontiguousarray(data[k])
         h.update(f"{k} {a.dtype} {a.shape}".encode())
-        h.update(a.view(np.uint8).reshape(-1).data)
+        h.update(a.view(np.uint8).reshape(-1).data if a.size else b"")
     return h.hexdigest()
+
+
+@contextmanager
+def _place(folder: str | Path | None, fingerprint: str) -> Iterator[_Place]:
+    """A checkpoint folder, which no other run uses at the same time."""
+    if folder is None:
+        yield _Place(None, fingerprint)
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another run is using this checkpoint folder") from None
+        for unfinished in folder.glob(f".{STATE_FILE}.*"):  # of a run that was killed while it saved
+            unfinished.unlink()
+        yield _Place(folder, fingerprint)
+    finally:
+        os.close(fd)
 
 
 @dataclass
 class _Place:
-    """A checkpoint folder: one file that holds the state and, as metadata, where the run stands."""
+    """One file that holds the state and, as metadata, where the run stands."""
 
-    folder: str | Path | None
+    folder: Path | None
     fingerprint: str
 
     @property
     def path(self) -> Path:
-        return Path(self.folder) / STATE_FILE
+        return self.folder / STATE_FILE
 
-    def save(self, program, epoch: int, batch: int, total: float, history: History) -> None:
+    def save(self, program: Program, epoch: int, batch: int, total: float, history: History) -> None:
         if self.folder is None:
             return
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
         where = {
             "epoch": epoch,
             "batch": batch,
-            "total": float(total).hex(),
+            "total": total.hex(),
             "steps": history.steps,
             "loss": history.loss,
             "validation": history.validation,
             "fingerprint": self.fingerprint,
         }
-        write_atomically(self.path, lambda p: program.save(p, metadata={"pullback.run": json.dumps(where)}))
+        program.save(self.path, metadata={RUN: json.dumps(where)})
 
-    def resume(self, program) -> tuple[int, int, float, History]:
+    def resume(self, program: Program) -> tuple[int, int, float, History]:
+        """Epoch and batch that come next, the sum of this epoch's losses so far, what was before."""
         if self.folder is None or not self.path.exists():
             return 0, 0, 0.0, History()
-        from .state import read_metadata
-
-        text = read_metadata(self.path).get("pullback.run")
+        text = read_metadata(self.path).get(RUN)
         if text is None:
-            raise DataError(f"{self.path}: holds no training run (saved by something else?)")
+            raise DataError(f"{self.path}: holds no training run (it was saved by something else)")
         where = json.loads(text)
         if where["fingerprint"] != self.fingerprint:
             raise DataError(
-                f"{self.path}: this checkpoint belongs to another artifact, other data or another seed; "
-                "give another --checkpoint folder or remove it"
+                f"{self.path}: this checkpoint is of another program, other data, or another function, seed or order; "
+                "give another checkpoint folder or remove it"
             )
         program.load_state(self.path)
         history = History(where["loss"], where["validation"], where["steps"], resumed=(where["epoch"], where["batch"]))

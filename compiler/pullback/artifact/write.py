@@ -43,12 +43,14 @@ def artifact_bytes(
     kernel_objects: Sequence[bytes],
     native_object: bytes,
     options: Mapping[str, object] | None = None,
+    text: bytes = b"",
 ) -> bytes:
     """Link an artifact.
 
     `plans`: isa -> plan, one for each of `targets` (best last), all with the same functions and state.
     `kernel_objects`: object code that defines `kernel_symbol(key, isa)` for each plan's kernels.
     `native_object`: `codegen.native.native_module()` compiled for the lowest x86-64.
+    `text`: the program in a form that `artifact.reopen` reads, so that every stage can be looked at later.
     """
     if not targets:
         raise BuildError("an artifact needs at least one target")
@@ -62,6 +64,8 @@ def artifact_bytes(
         Data(".pullback.constants", "pb_constants", first.constants or b"\0"),
         Data(".pullback.level_count", "pb_level_count", struct.pack("<q", len(targets))),
     ]
+    if text:
+        data.append(Data(format.PROGRAM_SECTION, "pb_program_text", text))
     rows, pointers = b"", []
     for i, (t, table) in enumerate(zip(targets, tables, strict=True)):
         tables_name, kernels_name = f"pb_tables.{t.isa}", f"pb_kernels.{t.isa}"

@@ -28,7 +28,7 @@ from ..errors import PullbackError
 from ..ops.op import OPS, Op
 from .content import region_fields
 from .graph import NOWHERE, Graph, Loc, Node
-from .program import Argument, Function, Program, State
+from .program import Argument, Function, Print, Program, State
 from .types import DTYPES, TensorType, TupleType, Type
 
 FEW = 8
@@ -116,6 +116,7 @@ def _program_lines(program: Program, full: bool) -> list[str]:
         lines.append(f"  function {f.name} {{{_loc_text(f.loc)}")
         lines += [f"    argument {json.dumps(a.name)}: {a.type}" for a in f.arguments]
         lines += [f"    {name} {json.dumps(getattr(f, name))}" for name in _FUNCTION_FIELDS]
+        lines += [f"    print {json.dumps([p.format, p.results])}" for p in f.prints]
         lines += [*_graph_lines(f.graph, full, "    "), "  }"]
     return [*lines, "}"]
 
@@ -286,18 +287,21 @@ class _Parser:
 
     def function(self) -> Function:
         m = self.match(re.compile(r"function (\S+) \{"), 0, "function <name> {")
-        name, loc, arguments, values = m[1], self.loc(m.end()), [], {}
+        name, loc, arguments, prints, values = m[1], self.loc(m.end()), [], [], {}
         while not self.next().startswith("graph "):
             word, _, rest = self.line.partition(" ")
             if word == "argument":
                 label, _, type_ = rest.rpartition(": ")
                 arguments.append(Argument(json.loads(label), parse_type(type_)))
+            elif word == "print":
+                text, results = json.loads(rest)
+                prints.append(Print(text, tuple(results)))
             elif word in _FUNCTION_FIELDS:
                 values[word] = json.loads(rest)
             else:
-                raise self.fail(f"argument, {', '.join(_FUNCTION_FIELDS)} or graph")
+                raise self.fail(f"argument, print, {', '.join(_FUNCTION_FIELDS)} or graph")
         values |= {k: tuple(values[k]) for k in ("reads", "writes")}
         graph = self.graph("graph ")
         if self.next() != "}":
             raise self.fail("}")
-        return Function(name=name, graph=graph, arguments=tuple(arguments), loc=loc, **values)
+        return Function(name=name, graph=graph, arguments=tuple(arguments), loc=loc, prints=tuple(prints), **values)

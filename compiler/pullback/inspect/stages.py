@@ -3,75 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..driver import Build
-from ..graph import text as graph_text
+from ..errors import BuildError
 from ..graph.program import Program
-from ..kernel import text as kernel_text
+from ..graph.text import to_text
+from ..kernel.kernel import Kernel
+from ..kernel.plan_text import print_plan
+from ..kernel.text import print_kernel
 from ..lower.groups import LoopPiece, Region
+from .forward import forward
 
 
 def _graph(build: Build) -> str:
-    """The forward part: what the script wrote, without derivatives and updates."""
-    return graph_text.print_program(build.traced, gradient=False)
+    """The forward part: what the script wrote, without derivatives and what follows from them."""
+    functions = tuple(forward(f) for f in build.traced.functions)
+    return to_text(replace(build.traced, functions=functions))
 
 
 def _gradient(build: Build) -> str:
-    return graph_text.print_program(build.traced)
+    return to_text(build.traced)
 
 
 def _optimized(build: Build) -> str:
-    return graph_text.print_program(build.optimized)
+    return to_text(build.optimized)
 
 
 def _kernels(build: Build) -> str:
     """The fused nests before any schedule, in the order of execution, each distinct one once."""
-    seen: dict[int, object] = {}
+    seen: dict[int, tuple[Kernel, str]] = {}
 
     def visit(region: Region) -> None:
         for p in region.pieces:
             if isinstance(p, LoopPiece):
                 visit(p.body)
             else:
-                seen.setdefault(id(p.kernel), p.kernel)
+                seen.setdefault(id(p.kernel), (p.kernel, f"{p.label}, {p.loc}"))
 
     for region in build.regions.values():
         visit(region)
-    return "\n\n".join(map(kernel_text.print_kernel, seen.values())) + "\n"
+    return "\n".join(print_kernel(k, comment) for k, comment in seen.values())
 
 
 def _schedule(build: Build) -> str:
-    parts = []
-    for isa, plan in build.plans.items():
-        for key, kernel in plan.kernels.items():
-            parts.append(f"# {isa} {key}\n{kernel_text.print_kernel(kernel)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(
+        print_kernel(kernel, f"{isa} {key}")
+        for isa, plan in build.plans.items()
+        for key, kernel in plan.kernels.items()
+    )
 
 
 def _plan(build: Build) -> str:
-    return "\n".join(f"# {isa}\n{kernel_text.print_plan(plan)}" for isa, plan in build.plans.items())
+    return "\n".join(f"# {isa}\n{print_plan(plan, kernels=False)}" for isa, plan in build.plans.items())
 
 
 def _memory(build: Build) -> str:
-    """Where every buffer of the arena lies and when it lives, and how much a step needs."""
-    plan = next(iter(build.plans.values()))
-    lines = [f"state {plan.state_bytes} bytes, constants {len(plan.constants)} bytes"]
-    lines += [f"  {s.name}: {s.type} at {s.offset}" for s in plan.state]
-    for f in plan.functions:
-        lines.append(f"function {f.name}: arena {f.arena} bytes, scratch {f.scratch} bytes for each worker")
-        for a in sorted(f.allocations, key=lambda a: (a.offset, a.first)):
-            span = f"launches {a.first}..{a.last}"
-            lines.append(f"  {a.offset:>10} +{a.nbytes:<10} {span:<18} {a.name}: {a.type}  # {a.loc}")
-    return "\n".join(lines) + "\n"
+    """Where every buffer of the arena lies and when it lives, and how much a step needs, for each instruction set."""
+    lines = []
+    for isa, plan in build.plans.items():
+        arena, scratch = (max(getattr(f, n) for f in plan.functions) for n in ("arena", "scratch"))
+        lines.append(f"# {isa}: arena {arena} bytes, scratch {scratch} bytes for each worker")
+        lines.append(f"state {plan.state_bytes} bytes, constants {len(plan.constants)} bytes")
+        lines += [f"  {s.offset:>10} +{s.type.nbytes:<10} {s.name}: {s.type}" for s in plan.state]
+        for f in plan.functions:
+            lines.append(f"function {f.name}: arena {f.arena} bytes, scratch {f.scratch} bytes for each worker")
+            for a in sorted(f.allocations, key=lambda a: (a.offset, a.first)):
+                span = f"launches {a.first}..{a.last}"
+                lines.append(f"  {a.offset:>10} +{a.nbytes:<10} {span:<18} {a.name}: {a.type}  # {a.loc}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _llvm(build: Build) -> str:
-    return "\n".join(build.llvm.values())
+    return "\n".join(f"; {isa}\n{text}" for isa, text in build.llvm.items())
 
 
 def _asm(build: Build) -> str:
-    return "\n".join(build.assembly.values())
+    return "\n".join(f"# {isa}\n{text}" for isa, text in build.assembly.items())
 
 
 STAGES: dict[str, Callable[[Build], str]] = {
@@ -90,10 +100,6 @@ STAGES: dict[str, Callable[[Build], str]] = {
 
 def select(program: Program, names: list[str]) -> Program:
     """The program with only the named functions."""
-    from dataclasses import replace
-
-    from ..errors import BuildError
-
     known = [f.name for f in program.functions]
     for n in names:
         if n not in known:
@@ -104,13 +110,17 @@ def select(program: Program, names: list[str]) -> Program:
 def dump(build: Build, folder: Path) -> None:
     """Write every stage and the time of each pass into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for k, (name, stage) in enumerate(STAGES.items()):
+    for k, (name, stage) in enumerate(STAGES.items(), 1):
         suffix = {"llvm": "ll", "asm": "s"}.get(name, "txt")
         (folder / f"{k}-{name}.{suffix}").write_text(stage(build))
     (folder / "timings.txt").write_text(timings(build))
 
 
 def timings(build: Build) -> str:
-    total = sum(s for n, s in build.timings.items() if not n.startswith("pass "))
-    lines = [f"{seconds * 1e3:10.2f} ms  {name}" for name, seconds in build.timings.items()]
-    return "\n".join([*lines, f"{total * 1e3:10.2f} ms  total"]) + "\n"
+    """The time of each stage, below `passes` that of each pass."""
+    lines = []
+    for name, seconds in build.timings.items():
+        lines.append(f"{seconds * 1e3:9.2f} ms  {name}")
+        if name == "passes":
+            lines += [f"{s * 1e3:9.2f} ms      {n}" for n, s in build.pass_timings.items()]
+    return "\n".join([*lines, f"{sum(build.timings.values()) * 1e3:9.2f} ms  total"]) + "\n"
