@@ -77,19 +77,20 @@ class Writer:
     index: tuple[Affine, ...] = ()  # of the shared axes
     masks: tuple[Mask, ...] = ()  # that hold for a row
     values: dict[Node, Expr] = field(default_factory=dict)  # staged results
-    level: dict[Node, int] = field(default_factory=dict)
-    stage: int | None = None  # the level being written; None: the outputs
-    loops: list[tuple[str, int, str]] = field(default_factory=list)
-    sites: dict[Node, int] = field(default_factory=dict)
-    inner: tuple[Affine, ...] = ()  # of the axes within a row
+    level: dict[Node, int] = field(default_factory=dict)  # which stage computes a reduction
+    loops: list[tuple[str, int, str]] = field(default_factory=list)  # of the last `inner_loops`
+    sites: dict[Node, int] = field(default_factory=dict)  # the number of each node's check
+    # The loops within a row that are being written (see `inside`):
+    inner: tuple[Affine, ...] = ()
     inner_masks: tuple[Mask, ...] = ()
     body: list[Stmt] | None = None
+    memo: dict = field(default_factory=dict)
+    # Values that outlive their loops: scalars of the row; what to keep, what is kept (and where), what grows now.
     hoisted: list[Stmt] = field(default_factory=list)
+    scalars: dict = field(default_factory=dict)
+    keep: set[Node] = field(default_factory=set)
     kept: dict[Node, tuple[Buffer, tuple[int, ...]]] = field(default_factory=dict)
     growing: dict[Node, tuple[Affine, ...]] = field(default_factory=dict)
-    keep: set[Node] = field(default_factory=set)
-    scalars: dict = field(default_factory=dict)
-    memo: dict = field(default_factory=dict)
     counter: int = 0
 
     # ---- names
@@ -101,11 +102,6 @@ class Writer:
         b = Buffer(f"{prefix}{sum(x.name.startswith(prefix) for x in self.locals)}", shape, dtype, space)
         self.locals.append(b)
         return b
-
-    def move(self, b: Buffer, space: str) -> Buffer:
-        """The same local in another space."""
-        self.locals[self.locals.index(b)] = moved = replace(b, space=space)
-        return moved
 
     def loop_index(self, axis: str, extent: int) -> Affine:
         """The index of a loop; loops of one iteration are not written."""

@@ -50,11 +50,10 @@ class Accumulator:
     buffers: tuple[Buffer, ...]
 
     @staticmethod
-    def make(w: Writer, node: Node, shape: tuple[int, ...]) -> Accumulator:
-        dtype = node.inputs[0].dtype.compute
-        value = w.local("p", shape, dtype)
+    def make(w: Writer, node: Node, shape: tuple[int, ...], space: str = "register") -> Accumulator:
+        value = w.local("p", shape, node.inputs[0].dtype.compute, space)
         if isinstance(node.op, Arg):
-            return Accumulator(node, (value, w.local("q", shape, node.dtype)))
+            return Accumulator(node, (value, w.local("q", shape, node.dtype, space)))
         return Accumulator(node, (value,))
 
     def init(self, index: tuple[Affine, ...]) -> list[Stmt]:
@@ -262,7 +261,7 @@ def stages(w: Writer) -> list[Stmt]:
         if form(node) == "long":
             extents = row_chunks(extents).shape
         by_stage.setdefault((w.level[node], extents), []).append(node)
-    for (level, extents), nodes in sorted(by_stage.items(), key=lambda t: t[0][0]):
+    for (_, extents), nodes in sorted(by_stage.items(), key=lambda t: t[0][0]):
         loops = Strided.of(w, extents)
 
         def source(node: Node, loops: Strided = loops) -> tuple[Expr, Affine]:
@@ -271,9 +270,7 @@ def stages(w: Writer) -> list[Stmt]:
             at = input_index(node, w.index, loops.index)
             return w.expr(node.inputs[0], at, loops.masks), loops.flat()
 
-        w.stage = level
         out += reduce_rows(w, nodes, loops, source)
-    w.stage = None
     return out
 
 
@@ -313,14 +310,8 @@ def sums(w: Writer, shape: tuple[int, ...], chunk: tuple[Affine, ...], in_memory
     `in_memory`: the accumulators are arrays over the columns, because rows are outside of the columns.
     """
     inner = inner_loops(w, shape)
-    nodes = [s for s in w.group.sinks if s.shape == shape]
-    kept = tuple(n for n in shape) if in_memory else ()
-    accumulators = []
-    for node in nodes:
-        acc = Accumulator.make(w, node, kept)
-        if in_memory:
-            acc = Accumulator(node, tuple(w.move(b, "local") for b in acc.buffers))
-        accumulators.append(acc)
+    where = (shape, "local") if in_memory else ((), "register")
+    accumulators = [Accumulator.make(w, s, *where) for s in w.group.sinks if s.shape == shape]
     at = inner if in_memory else ()
     before = [s for acc in accumulators for s in acc.init(at)]
     with w.inside(inner if in_memory else (), ()) as body:
