@@ -1,0 +1,95 @@
+"""Order, in-place writes and memory of plans; the example of docs/plan.md is true."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+
+import pullback as pb
+from pullback.config import Options
+from pullback.driver import Build
+from pullback.dsl.trace import trace_functions
+from pullback.kernel.plan import STATE
+from pullback.lower.memory import Lifetime, aligned, pack
+
+DOC = Path(__file__).parent.parent / "docs" / "plan.md"
+
+
+def plan_of(function, namespace):
+    build = Build(trace_functions([function], namespace), Options(cache=False))
+    return next(iter(build.plans.values()))
+
+
+def test_the_documents_example(tmp_path):
+    source = tmp_path / "example.py"
+    source.write_text(re.search(r"```python\n(.*?)```", DOC.read_text(), re.S)[1])
+    names = {}
+    exec(compile(source.read_text(), source, "exec"), names)
+    f = names["f"]
+    assert (len(f.steps), f.commit, f.arena) == (2, 1, 64)
+    (write,) = f.steps[1].calls
+    assert [a.base for a in write.arguments].count(STATE) == 1
+
+
+def test_states_that_change_places_go_through_memory():
+    a, b = pb.Buffer(pb.arange(6, dtype=pb.f32)), pb.Buffer(pb.ones(6))
+
+    @pb.function()
+    def swap():
+        old = a + 0.0
+        a.assign(b * 1.0)
+        b.assign(old)
+
+    program = pb.build(swap, cache=False)
+    program.swap()
+    np.testing.assert_array_equal(program.state["b"], np.arange(6))
+    np.testing.assert_array_equal(program.state["a"], np.ones(6))
+
+
+def test_a_state_read_elsewhere_is_not_overwritten_early():
+    s = pb.Buffer(pb.arange(5, dtype=pb.f32))
+
+    @pb.function()
+    def turn():
+        s.assign(pb.flip(s) + 1)
+        return pb.sum(s)
+
+    program = pb.build(turn, cache=False)
+    assert program.turn() == 15
+    np.testing.assert_array_equal(program.state["s"], [5, 4, 3, 2, 1])
+
+
+def test_updates_of_all_slots_are_in_place():
+    model = pb.nn.Linear(64, 48)
+    optimizer = pb.optim.Adam(model, lr=1e-3)
+
+    @pb.function(pb.f32[48, 64], pb.f32[48])
+    def update(w, b):
+        optimizer.update([w, b])
+
+    plan = plan_of(update, {"model": model, "optimizer": optimizer})
+    calls = [c for s in plan.functions[0].steps for c in s.calls]
+    assert not [c for c in calls if c.label == "copy"]
+
+
+def test_packing_never_overlaps_what_lives_at_once():
+    rng = random.Random(0)
+    for _ in range(200):
+        lives = []
+        for _ in range(rng.randrange(1, 40)):
+            first = rng.randrange(20)
+            lives.append(Lifetime(rng.choice([0, 4, 64, 100, 5000]), first, first + rng.randrange(8)))
+        offsets, total = pack(lives)
+        for i, (x, at) in enumerate(zip(lives, offsets, strict=True)):
+            assert at % 64 == 0 and at + x.nbytes <= total
+            for y, other in list(zip(lives, offsets, strict=True))[:i]:
+                if x.first <= y.last and y.first <= x.last:
+                    assert at + aligned(x.nbytes) <= other or other + aligned(y.nbytes) <= at
+
+
+def test_buffers_one_after_the_other_share_memory():
+    lives = [Lifetime(1000, i, i + 1) for i in range(10)]
+    assert pack(lives)[1] == 2 * aligned(1000)
