@@ -26,7 +26,8 @@ class Access:
         self.extents: dict[str, int | None] = {}
         self.lane: str | None = None  # the axis that runs over lanes
         self.width = 1
-        self._flat: dict[int, tuple] = {}
+        self._flat: dict[int, tuple] = {}  # access -> its flat index
+        self._fixed: dict[tuple[str, int], Value] = {}  # addresses that no axis moves
 
     def expr(self, e: Expr) -> Value:
         """The value of an expression: a scalar if lanes agree by construction, else a vector."""
@@ -88,8 +89,12 @@ class Access:
                 c += v * coef
             else:
                 terms.append((v, coef))
-        p = self.pointer(buffer)
-        lanes = None
+        if not terms and not gathers:  # (register arrays, mostly)
+            p = self._fixed.get((buffer.name, c))
+            if p is None:
+                p = self._fixed[buffer.name, c] = b.offset(self.pointer(buffer), elem, c)
+            return p, k
+        p, lanes = self.pointer(buffer), None
         for a, s in gathers:
             v = b.sext(self.expr(a), "i64")
             if v.ty.lanes > 1:

@@ -99,15 +99,16 @@ class Builder:
 
     def together(self, *args: Value | float | int | bool) -> list[Value]:
         """The operands of one operation: numbers become constants, scalars are splatted to the lanes of the rest."""
-        lanes, kind = 1, None
+        widest = None
         for a in args:
-            if isinstance(a, Value):
-                kind = kind or a.ty
-                lanes = max(lanes, a.ty.lanes)
+            if a.__class__ is Value and (widest is None or a.ty.lanes > widest.lanes):
+                widest = a.ty
         return [
-            (a if a.ty.lanes == lanes else self.splat(a, lanes))
-            if isinstance(a, Value)
-            else self.const(ty(kind.elem, lanes), a)
+            self.const(widest, a)
+            if a.__class__ is not Value
+            else a
+            if a.ty.lanes == widest.lanes
+            else self.splat(a, widest.lanes)
             for a in args
         ]
 
@@ -170,7 +171,9 @@ class Builder:
         """a * b + c, rounded once, on every target."""
         a, b, c = self.together(a, b, c)
         if self.target.has_fma:
-            return self.intrinsic("fma", a, b, c)
+            t, depth = a.ty, max(a.depth, b.depth, c.depth)
+            text = f"call {t.text} @llvm.fma.{t.mangled}({t.text} {a.ref}, {t.text} {b.ref}, {t.text} {c.ref})"
+            return self.pure(t, text, depth)
         return exact.fma_f32(self, a, b, c) if a.ty.elem == "float" else exact.fma_f64(self, a, b, c)
 
     def scale(self, a: Value, n: Value) -> Value:

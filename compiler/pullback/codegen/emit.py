@@ -133,7 +133,7 @@ class Emitter(Access):
             raise VerifyError(f"kernel {self.kernel.name}: a store to {s.buffer} has both `where` and `other`")
         condition, mask = self.conditions(s.masks) if s.masks else (None, None)
         number = None
-        if condition is False or mask is not None or condition is not None:
+        if condition is not None or mask is not None:
             if isinstance(s.other, str):
                 if condition is False:
                     return

@@ -14,6 +14,8 @@ from .builder import Builder, Value, ty
 _REGISTER = {"f64": "double", "f32": "float", "bf16": "float", "f16": "float", "bool": "i1"}
 _MEMORY = {"f64": "double", "f32": "float", "bf16": "i16", "f16": "half", "bool": "i8"}
 
+_MEMORY_ONLY = ("bf16", "f16", "bool")
+
 _FLOAT_COMPARE = {"lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "eq": "oeq", "ne": "une"}
 _COMPARE = {"lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 
@@ -37,24 +39,24 @@ def constant(b: Builder, number: float | int | bool, dtype: DType, lanes: int = 
 
 def from_memory(b: Builder, v: Value, dtype: DType) -> Value:
     """What a loaded element means."""
+    if dtype.name not in _MEMORY_ONLY:
+        return v
     if dtype.kind == "b":
         return b.icmp("ne", v, 0)
     if dtype.name == "bf16":
         return b.bitcast(b.shl(b.zext(v, "i32"), 16), "float")
-    if dtype.name == "f16":
-        return b.fpext(v, "float") if b.target.has_f16 else _half_to_float(b, b.bitcast(v, "i16"))
-    return v
+    return b.fpext(v, "float") if b.target.has_f16 else _half_to_float(b, b.bitcast(v, "i16"))
 
 
 def to_memory(b: Builder, v: Value, dtype: DType) -> Value:
     """The element to store, rounded to the type."""
+    if dtype.name not in _MEMORY_ONLY:
+        return v
     if dtype.kind == "b":
         return b.zext(v, "i8")
     if dtype.name == "bf16":
         return b.itrunc(b.lshr(b.bitcast(rounded(b, v, dtype), "i32"), 16), "i16")
-    if dtype.name == "f16":
-        return b.fptrunc(v, "half") if b.target.has_f16 else b.bitcast(_float_to_half(b, v), "half")
-    return v
+    return b.fptrunc(v, "half") if b.target.has_f16 else b.bitcast(_float_to_half(b, v), "half")
 
 
 def rounded(b: Builder, v: Value, dtype: DType) -> Value:
