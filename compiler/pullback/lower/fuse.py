@@ -14,12 +14,8 @@ What a group's values are needed for elsewhere decides at the end what it stores
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from math import prod
 
-import networkx as nx
-
-from ..errors import VerifyError
 from ..graph.graph import Graph, Node
 from ..ops.contract import Contract
 from ..ops.indexing import Gather, GatherAlong
@@ -29,9 +25,11 @@ from ..ops.random import Random
 from ..ops.scan import Scan
 from .align import Dims, factors, follow, gatherable
 from .families import GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
-from .groups import Cone, Group
+from .groups import Group
+from .grown import Groups, Grown
 from .nests import DEAR, NESTS
-from .stores import Grown, choose
+from .partition import Fusion, ordered, separate
+from .stores import choose
 from .summation import column_chunks, form, reduced_extents
 
 ROWS = 16
@@ -46,91 +44,12 @@ MANY = 64
 """How far to look for the tensors that a reduction reads."""
 
 
-@dataclass(eq=False)
-class Fusion:
-    """Groups in an order of execution; what lies in memory between them; reshapes that are views."""
-
-    groups: list[Group] = field(default_factory=list)
-    memory: set[Node] = field(default_factory=set)
-    views: dict[Node, Node] = field(default_factory=dict)
-    cones: dict[Group, Cone] = field(default_factory=dict)
-
-
 def form_groups(graph: Graph, fusion: bool, writes: int = 0) -> Fusion:
     result = _Sweep(graph, writes).run() if fusion else separate(graph)
     return ordered(result)
 
 
-def separate(graph: Graph) -> Fusion:
-    """Every node its own kernel (a chunked reduction: two)."""
-    result = Fusion()
-    loops: dict[Node, Group] = {}
-    for node in graph.nodes:
-        result.memory.add(node)
-        op = node.op
-        if type(op) in (Input, Constant):
-            continue
-        if type(op) is Item:
-            loops[node.inputs[0]].outputs.append(node)
-        elif type(op) is Scan:
-            loops[node] = Group("loop", outputs=[node])
-            result.groups.append(loops[node])
-        elif type(op) is Reshape:
-            result.views[node] = node.inputs[0]
-        else:
-            result.groups += single(node)
-    return result
-
-
-def single(node: Node) -> list[Group]:
-    """The groups of one node by itself."""
-    shape, op = node.shape, node.op
-    out = {"outputs": [node], "dims": {node: tuple(range(len(shape)))}}
-    if type(op) is Contract:
-        return [Group("contract", shape, staged=[node], **out)]
-    if type(op) in NESTS:
-        return [Group("ordered", **out)]
-    kind = form(node) if type(op) in REDUCTIONS else "none"
-    if kind == "none":
-        return [Group("map", shape, **out)]
-    if kind == "row":
-        return [Group("rows", shape, staged=[node], **out)]
-    if kind == "element":
-        return [Group("map", shape, finished=[node], **out)]
-    if kind == "long":
-        return [Group("rows", shape, sinks=[node]), Group("rows", shape, staged=[node], **out)]
-    return [Group("rows", reduced_extents(node), sinks=[node]), Group("map", shape, finished=[node], **out)]
-
-
-def ordered(fusion: Fusion) -> Fusion:
-    """Sort groups so that values come before their readers, as early as they were formed."""
-    g = nx.DiGraph()
-    made: dict[Node, Group] = {}
-    chunks: dict[Node, Group] = {}
-    for k, group in enumerate(fusion.groups):
-        g.add_node(group, at=k)
-        made.update(dict.fromkeys(group.outputs, group))
-        chunks.update(dict.fromkeys(group.sinks, group))
-    for group in fusion.groups:
-        if group.kind == "loop":
-            needed: Iterable[Node] = group.outputs[0].inputs
-        else:
-            cone = fusion.cones[group] = group.cone(fusion.memory)
-            needed = cone.external
-            g.add_edges_from((chunks[n], group) for n in cone.chunked)
-        for n in needed:
-            while n in fusion.views:
-                n = fusion.views[n]
-            if n in made:
-                g.add_edge(made[n], group)
-    try:
-        fusion.groups = list(nx.lexicographical_topological_sort(g, key=lambda group: g.nodes[group]["at"]))
-    except nx.NetworkXUnfeasible:
-        raise VerifyError("fusion: groups depend on each other in a circle") from None
-    return fusion
-
-
-class _Sweep:
+class _Sweep(Groups):
     """The state of the sweep over one graph."""
 
     def __init__(self, graph: Graph, writes: int):
@@ -138,7 +57,7 @@ class _Sweep:
         self.users = graph.users()
         self.at = {n: k for k, n in enumerate(graph.nodes)}
         self.result = Fusion()
-        self.groups: list[Grown] = []  # by number; a merged group's entry is the group that took it in
+        super().__init__()
         self.carry: dict[Node, Grown] = {}
         self.dims: dict[Node, Dims] = {}
         self.direct: dict[Node, int] = {}  # the groups that a node's expression reads from, as bits
@@ -179,46 +98,6 @@ class _Sweep:
         return late
 
     # ---- groups
-    def find(self, g: Grown) -> Grown:
-        while g.merged is not None:
-            g = g.merged
-        return g
-
-    def closure(self, bits: int) -> int:
-        """These groups and everything that they depend on."""
-        out, rest = bits, bits
-        while rest:
-            low = rest & -rest
-            g = self.find(self.groups[low.bit_length() - 1])
-            out |= g.deps | g.mask
-            rest &= ~g.mask
-        return out
-
-    def new(self, kind: str, extents: dict[int, int], rows: Dims | None, bits: int) -> Grown:
-        g = Grown(len(self.groups), kind, extents, rows)
-        g.mask = 1 << g.number
-        g.deps = self.closure(bits)
-        self.groups.append(g)
-        return g
-
-    def depend(self, g: Grown, bits: int) -> None:
-        """g reads what these groups make; so do all groups that depend on g."""
-        new = self.closure(bits) & ~g.deps & ~g.mask
-        if new:
-            g.deps |= new
-            if g.read:
-                for h in self.groups:
-                    if h.merged is None and h.deps & g.mask:
-                        h.deps |= new
-
-    def merge(self, g: Grown, h: Grown) -> None:
-        """Take h into g."""
-        g.take(h)
-        h.merged = g
-        for other in self.groups:
-            if other.merged is None and other.deps & g.mask:
-                other.deps |= g.deps | g.mask
-
     def demand(self, node: Node) -> int:
         """A value of a group is needed outside of it: the group's bit."""
         g = self.find(self.carry[node])
@@ -516,7 +395,7 @@ class _Sweep:
 
     # ---- the end
     def _finish(self) -> Fusion:
-        alive = [g for g in self.groups if g.merged is None]
+        alive = self.alive()
         memory = set(self.leaf)
         for g in alive:
             if g.fixed is None:

@@ -14,9 +14,10 @@ from ..ops.indexing import ScatterAdd
 from ..ops.leaf import Input
 from ..ops.scan import Scan
 from .families import ELEMENTWISE, MOVEMENT
-from .fuse import Fusion, form_groups
+from .fuse import form_groups
 from .groups import Cone, Group, LoopPiece, Piece, Region, Value
 from .nests import Written, write
+from .partition import Fusion
 from .summation import partial_shape
 
 

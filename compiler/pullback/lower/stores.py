@@ -1,4 +1,4 @@
-"""Groups while they grow, and which of their values they store.
+"""Which of its values a group stores, besides what must be in memory.
 
 What a group's values are needed for outside of it can be stored itself, or computed again there from less: from the
 reductions below it and what is in memory anyway.  `choose` compares the two by bytes moved and work repeated.
@@ -6,78 +6,16 @@ reductions below it and what is in memory anyway.  `choose` compares the two by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 from ..graph.graph import Node
-from .align import Dims
-from .groups import Group
+from .grown import Grown
 
 if TYPE_CHECKING:
     from .fuse import _Sweep
 
 WORK = 0.25
 """Bytes of traffic that an operation on an element is worth."""
-
-
-@dataclass(eq=False, slots=True)
-class Grown:
-    """A group of the sweep.  Shared axes have numbers; `rows`: those that rows are made of (None: all, a map)."""
-
-    number: int
-    kind: str  # map | rows | contract | apart
-    extents: dict[int, int]
-    rows: Dims | None
-    mask: int = 0
-    deps: int = 0
-    read: bool = False
-    late: bool = False
-    work: int = 0
-    merged: Grown | None = None
-    fixed: Group | None = None
-    staged: list[Node] = field(default_factory=list)
-    finished: list[Node] = field(default_factory=list)
-    sinks: list[Node] = field(default_factory=list)
-    outputs: list[Node] = field(default_factory=list)
-    demands: dict[Node, None] = field(default_factory=dict)
-
-    def shared(self) -> set[int]:
-        """The axes that every value of the group has (those of extent 1 do not matter)."""
-        rows = self.extents if self.rows is None else self.rows
-        return {i for i in rows if self.extents[i] != 1}
-
-    def count(self) -> int:
-        """How many rows there are."""
-        return prod(self.extents[i] for i in (self.extents if self.rows is None else self.rows))
-
-    def take(self, other: Grown) -> None:
-        self.mask |= other.mask
-        self.deps |= other.deps
-        self.read |= other.read
-        self.late |= other.late
-        self.work += other.work
-        if other.kind == "rows" and self.kind == "map":
-            self.kind, self.rows = "rows", other.rows
-        for mine, theirs in zip(self._lists(), other._lists(), strict=True):
-            mine.extend(theirs)
-        self.demands.update(other.demands)
-
-    def _lists(self):
-        return self.staged, self.finished, self.sinks, self.outputs
-
-    def group(self, dims: dict[Node, Dims], at: dict[Node, int]) -> Group:
-        """The finished group: shared axes by their position, nodes in the order of the graph."""
-        ids = tuple(self.extents) if self.rows is None else self.rows
-        number = {i: k for k, i in enumerate(ids)}
-
-        def sort(nodes: list[Node]) -> list[Node]:
-            return sorted(dict.fromkeys(nodes), key=at.__getitem__)
-
-        outputs = sort(self.outputs)
-        positions = {n: tuple(number.get(i, -1) for i in dims[n]) for n in outputs}
-        extents = tuple(self.extents[i] for i in ids)
-        return Group(self.kind, extents, outputs, sort(self.staged), sort(self.finished), sort(self.sinks), positions)
 
 
 def choose(g: Grown, sweep: _Sweep) -> list[Node]:
