@@ -453,8 +453,8 @@ _MOVES = [reshape, permute, broadcast, slice_, flip, pad, concat]
 _SUMS = [sum_, contract, scatter, cumsum]
 EXACT_MAKERS = [*[elementwise] * 8, cast, stop_gradient, *_MOVES, extreme, gather, ordered, random_bits, scan, *_SUMS]
 SUM_MAKERS = [
-    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, scan, *[softmax, layer_norm] * 2,
-    *[layer] * 2,
+    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, scan,
+    *[softmax, layer_norm, layer] * 2,
 ]  # fmt: skip
 
 

@@ -100,20 +100,25 @@ def copy_kernel(type_: TensorType) -> Kernel:
 
 def order(region: Region, targets: Sequence[Target]) -> Ordered:
     """Choose in-place writes, add copies where there is no other way, and sort into generations."""
-    refused: set[int] = set()
+    refused: set[int] = set()  # targets that are not written where they are computed
+    buffered: set[int] = set()  # targets that are copied through memory of their own: old values that change places
+    olds = {root(t.old) for t in targets if t.old is not None}
     while True:
-        items, located, overwrites, writers = _settle(region, targets, refused)
+        items, located, overwrites, writers = _settle(region, targets, refused, buffered)
         generations, cyclic = _generations(items, _edges(items, overwrites, writers), writers)
         if not cyclic:
             return Ordered(generations, located, {id(items[w]) for w in writers})
         made = {v for item in cyclic for v in writes(item)}
-        again = {k for k, t in enumerate(targets) if root(t.new) in located and root(t.new) in made}
-        if again <= refused:
-            raise AssertionError("pieces depend on each other in a circle")
+        again = {k for k, t in enumerate(targets) if root(t.new) in located and root(t.new) in made} - refused
+        if not again:
+            crossed = {k for k, t in enumerate(targets) if root(t.new) in olds} - buffered
+            if not crossed:
+                raise AssertionError("pieces depend on each other in a circle")
+            buffered |= crossed
         refused |= again
 
 
-def _settle(region: Region, targets: Sequence[Target], refused: set[int]):
+def _settle(region: Region, targets: Sequence[Target], refused: set[int], buffered: set[int]):
     """(items, where targets lie, [(old value, number of the item that overwrites it)], numbers of state writers)."""
     items: list[Item] = list(region.pieces)
     producer = {v: k for k, p in enumerate(items) for v in writes(p)}
@@ -129,9 +134,11 @@ def _settle(region: Region, targets: Sequence[Target], refused: set[int]):
         if number is not None and new not in located and k not in refused and not (t.state and can_fail(items[number])):
             direct = _in_place(items[number], new, old)
         if direct is None:
-            new = Value(f"{t.new.name}.copy", t.new.type, t.new.loc)
-            number = len(items)
-            items.append(Piece(copy_kernel(t.new.type), (t.new, new), t.new.loc, "copy", (), ()))
+            new = t.new
+            for _ in range(2 if k in buffered else 1):
+                source, new = new, Value(f"{t.new.name}.copy", t.new.type, t.new.loc)
+                number = len(items)
+                items.append(Piece(copy_kernel(t.new.type), (source, new), t.new.loc, "copy", (), ()))
         else:
             items[number] = direct
         located[new] = t.at
