@@ -100,6 +100,21 @@ def test_cross_entropy():
     assert sizes(r)[-1] == ()
 
 
+def test_cross_entropy_stores_no_copy_of_the_logits():
+    """The label's logit is picked where the logits are, however they were computed."""
+
+    def f(x, w, y):
+        h = x
+        for _ in range(4):
+            h = h + pb.gelu(h @ w, approximate="tanh")
+        loss = nn.cross_entropy(h, y)
+        return loss, pb.grad(loss, h)
+
+    r = region(f, t(B, 16), t(16, 16), t(B, dtype=i32))
+    assert sizes(r)[-3:] == [(B,), (B, 16), ()]
+    assert len(r.pieces) == 4 + 2
+
+
 def test_linear_gelu_forward():
     r = region(linear_gelu, t(B, K), t(N, K), t(N))
     assert kinds(r) == ["contract"]

@@ -6,6 +6,7 @@ node.  An axis that is cut, padded, reversed, indexed or merged with another los
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from ..graph.graph import Node
@@ -99,17 +100,24 @@ def factors(node: Node) -> bool:
     return all(sum(shape[d] != 1 for d in ins) <= 1 for ins, _ in reshape_groups(shape, new))
 
 
-def gatherable(node: Node, stop, depth: int = 8) -> bool:
-    """Whether a node's element at an index that a tensor holds can be computed in place: no arithmetic on indices."""
-    if node in stop or type(node.op) not in POINTWISE or not node.inputs:
-        return type(node.op) not in REDUCTIONS or form(node) != "none"
-    if depth == 0:
-        return False
-    if type(node.op) is Reshape:
-        ok = factors(node) and all(
-            sum(node.op.shape[d] != 1 for d in outs) <= 1
-            for _, outs in (reshape_groups(node.inputs[0].shape, node.op.shape) if node.type.size else ())
-        )
-    else:
-        ok = type(node.op) in ELEMENTWISE or type(node.op) in (Permute, Broadcast)
-    return ok and all(gatherable(x, stop, depth - 1) for x in node.inputs)
+def gatherable(node: Node, stop: Collection[Node]) -> bool:
+    """Whether a node's element at an index that a tensor holds can be computed in place: no arithmetic on indices, down
+    to the nodes of `stop` and to what a kernel stages or reads from memory."""
+    seen, stack = {node}, [node]
+    while stack:
+        n = stack.pop()
+        if type(n.op) in REDUCTIONS and form(n) == "none":
+            return False
+        if n in stop or type(n.op) not in POINTWISE or not n.inputs:
+            continue
+        if not (type(n.op) in ELEMENTWISE or type(n.op) in (Permute, Broadcast) or _moves_ones(n)):
+            return False
+        fresh = [x for x in n.inputs if x not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return True
+
+
+def _moves_ones(node: Node) -> bool:
+    """A reshape that only adds or drops axes of extent 1."""
+    return type(node.op) is Reshape and [n for n in node.shape if n != 1] == [n for n in node.inputs[0].shape if n != 1]
