@@ -195,6 +195,7 @@ def _pack_columns(
     kernel = split(kernel, "j_panel", lanes, "jv_panel", "j_panel")
     kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
     kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
+    kernel = sink(kernel, "kv_panel", past=("jv_panel",))  # few rows at a time, from end to end
     return tensorise(kernel, (f"{k}_panel", "j_panel"), "transpose")
 
 
@@ -325,11 +326,14 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
         low, more = divmod(m, tiles)  # `more` tiles have low + 1 rows
         panels, rest = divmod(vectors, nv)
         total = 0.0
+        bring = (
+            1 if tiles == 1 or k * nv * lanes * size <= target.l1 * 3 // 4 else 3.2
+        )  # cycles to load a vector of the panel
         for mr, a in ((low, tiles - more), (low + 1, more)):
             for v, b in ((nv, panels), (rest, 1 if rest else 0)):
                 if a and b:
-                    total += a * b * (k * max(mr * v, v + mr / 2, 4) + 2 * mr * v + 12)
-        return total * (1 + 0.01 * (bool(more) + bool(rest)))
+                    total += a * b * (k * max(mr * v, v + mr / 2, v * bring, 4) + 2 * mr * v + 12)
+        return total * (1 + 0.02 * (bool(more) + bool(rest)))  # less code is worth a little
 
     mr, nv = min(TILES[32 if target.registers >= 32 else 16], key=price)
     mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
@@ -341,14 +345,15 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     def plain(operand) -> bool:
         return all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand))
 
-    def conflicts(operand) -> bool:
-        """Successive k lie a multiple of the page apart: they share cache sets, and nothing prefetches them."""
+    def far(operand, size_of_all: int) -> bool:
+        """Do successive k lie so far apart that nothing prefetches them, and share cache sets or are not in the
+        second-level cache anyway?"""
         steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
-        return any(s and s % limits.page == 0 for s in steps)
+        return any(s >= limits.page and (s % limits.page == 0 or size_of_all > target.l2 // 2) for s in steps)
 
     pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
-    pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (conflicts(b) or n * k * size > limits.pack_bytes))
-    pack_a = not plain(a) or (panels >= 3 and k >= limits.pack_k and conflicts(a))
+    pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b, 0) or n * k * size > limits.pack_bytes))
+    pack_a = not plain(a) or (panels >= 3 and k >= limits.pack_k and far(a, m * k * size))
     single = len(c.reduced) == 1
     want = max(1, min(limits.blocks, 2 * m * n * k * outer // limits.block_flops)) / outer
     kc, carry_k = extents[last], False

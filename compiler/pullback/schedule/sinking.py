@@ -63,7 +63,7 @@ def sink(
             return tuple(out)
 
         body = push(s.body)
-        if len(runs) > 1 or any(through(t) for t in s.body):
+        if s.extent != 1 and (len(runs) > 1 or any(through(t) for t in s.body)):
             for b in unmoved(s, local):
                 if any(live_in(r, local[b]) for r in runs):
                     grown[b] = max(grown.get(b, 0), constant_extent(s))
