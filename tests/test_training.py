@@ -240,7 +240,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> str:
     bits of one that nobody disturbed."""
     artifact = build(folder)
     command = [sys.executable, "-u", "-m", "pullback_runtime", "train", str(artifact), "--data", folder / "data.npz"]
-    command += ["--epochs", "12", "--checkpoint-every", "1", "--threads", "1", "--save", folder / "final.safetensors"]
+    command += ["--epochs", "6", "--checkpoint-every", "1", "--threads", "1", "--save", folder / "final.safetensors"]
 
     def start(name: str) -> subprocess.Popen:
         (folder / "final.safetensors").unlink(missing_ok=True)

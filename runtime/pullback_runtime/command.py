@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             from pullback.cli import main as compiler
         except ModuleNotFoundError as e:
-            if e.name not in ("pullback", "llvmlite", "networkx"):
+            if (e.name or "").partition(".")[0] not in ("pullback", "llvmlite", "networkx"):
                 raise
         else:
             return compiler(argv)

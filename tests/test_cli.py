@@ -1,0 +1,284 @@
+"""`pullback build | inspect`: every stage of a script and of an artifact, every option, every error in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import pullback_runtime as rt
+from pullback.cli import _STAGES, main
+from pullback.config import Options, flag, table
+from pullback.graph.text import parse_program
+from pullback.kernel.text import parse_kernel
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "examples" / "digits.py"
+BUILD = ["build", str(DIGITS), "--dim", "batch=64", "--no-cache"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with digits.so, its header, and the dump of every stage."""
+    folder = tmp_path_factory.mktemp("cli")
+    out = ["-o", str(folder / "digits.so"), "--header", str(folder / "digits.h"), "--dump-dir", str(folder / "dump")]
+    assert main([*BUILD, *out, "-q"]) == 0
+    return folder
+
+
+def dumped(built: Path) -> dict[str, str]:
+    """stage -> its text, of the files that --dump-dir wrote."""
+    return {p.stem.split("-")[-1]: p.read_text() for p in sorted((built / "dump").iterdir())}
+
+
+@pytest.fixture
+def show(capsys):
+    """Run a command that must succeed; its standard output."""
+
+    def run(*argv) -> str:
+        assert main([*map(str, argv)]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail; its one line on standard error."""
+
+    def run(*argv) -> str:
+        assert main([*map(str, argv)]) == 1
+        out = capsys.readouterr()
+        assert out.err.startswith("pullback: ") and out.err.count("\n") == 1 and not out.out
+        return out.err
+
+    return run
+
+
+# ---- build ----------------------------------------------------------------------------------------------
+def test_build_writes_what_it_is_asked_for(built):
+    assert rt.inspect(built / "digits.so").name == "digits"
+    assert "train" in (built / "digits.h").read_text()
+    assert list(dumped(built)) == [*_STAGES, "timings"]
+
+
+def test_timings_show_stages_and_passes(built, show, tmp_path):
+    out = show(*BUILD, "--timings", "-o", tmp_path / "d.so")
+    assert re.search(r"digits.so|d.so: \d+ bytes, functions train, predict, [\d.]+ s", out)
+    for text in (out, dumped(built)["timings"]):
+        names = [line.split("ms")[1].strip() for line in text.splitlines() if " ms " in line]
+        wanted = ["passes", "settle", "cse", "simplify", "dce", "checkpoint", "lower", "schedule and plan", "emit"]
+        assert [n for n in names if n in wanted] == wanted and names[-3:] == ["llvm", "link", "total"]
+
+
+def test_output_is_beside_nobody_by_default(show, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert show(*BUILD).startswith("digits.so: ")
+    assert (tmp_path / "digits.so").exists()
+
+
+def test_second_build_comes_from_the_cache(show, tmp_path):
+    argv = ["build", DIGITS, "--dim", "batch=8", "--cache-dir", tmp_path / "cache", "-q", "-o"]
+    show(*argv, tmp_path / "a.so")
+    files = {p: p.read_bytes() for p in (tmp_path / "cache").glob("*/*")}
+    assert files
+    show(*argv, tmp_path / "b.so")
+    assert {p for p in (tmp_path / "cache").glob("*/*")} == set(files)
+    assert (tmp_path / "a.so").read_bytes() == (tmp_path / "b.so").read_bytes()
+    for p, data in files.items():  # half of each is lost: built again
+        p.write_bytes(data[: len(data) // 2])
+    show(*argv, tmp_path / "c.so")
+    assert (tmp_path / "c.so").read_bytes() == (tmp_path / "a.so").read_bytes()
+    assert {p: p.read_bytes() for p in (tmp_path / "cache").glob("*/*")} == files
+
+
+def test_every_option_is_a_flag_and_changes_what_is_recorded(show, tmp_path):
+    flags = {"cpu": ["--cpu", "v2"], "fusion": ["--no-fusion"], "recompute": ["--no-recompute"]}
+    flags |= {"watch_nan": ["--watch-nan"], "cache": ["--no-cache"], "cache_dir": ["--cache-dir", str(tmp_path)]}
+    assert list(flags) == [f.name for f in fields(Options)]
+    assert [f[0] for f in flags.values()] == [flag(f) for f in fields(Options)]
+    show("build", DIGITS, "--dim", "batch=4", "-o", tmp_path / "o.so", *[w for words in flags.values() for w in words])
+    options = rt.inspect(tmp_path / "o.so").options
+    assert {n: options[n] for n in Options().content()} == {
+        "cpu": "v2", "fusion": False, "recompute": False, "watch_nan": True
+    }  # fmt: skip
+
+
+def test_documented_options_are_the_options():
+    assert table() in (ROOT / "docs" / "options.md").read_text()
+
+
+def test_script_arguments_are_recorded(show, tmp_path):
+    script = tmp_path / "scaled.py"
+    script.write_text(
+        "import sys\nimport pullback as pb\n@pb.function(pb.f32[2])\ndef f(x):\n    return x * float(sys.argv[2])\n"
+    )
+    show("build", script, "-o", tmp_path / "s.so", "-q", "--", "--scale", "3")
+    assert rt.load(tmp_path / "s.so").f(x=[1, 2]).tolist() == [3, 6]
+    assert rt.inspect(tmp_path / "s.so").options["argv"] == ["--scale", "3"]
+
+
+# ---- inspect --------------------------------------------------------------------------------------------
+def test_graph_is_the_forward_part(built):
+    text = dumped(built)["graph"]
+    program = parse_program(text)
+    train = program.functions[0]
+    assert not any(n.loc.gradient for n in train.graph.nodes)
+    assert "examples/digits.py:17 in __call__" in text and "optimizer.exp_avg.model.out.bias" not in train.reads
+    assert [n.op.name for n in train.graph.nodes].count("contract") == 2
+    whole = parse_program(dumped(built)["gradient"]).functions[0]
+    assert any(n.loc.gradient for n in whole.graph.nodes) and len(whole.writes) == 13
+    assert [n.op.name for n in whole.graph.nodes].count("contract") == 5
+
+
+def test_optimized_is_smaller_than_gradient(built):
+    sizes = {s: len(parse_program(dumped(built)[s]).functions[0].graph.nodes) for s in ("gradient", "optimized")}
+    assert sizes["optimized"] < sizes["gradient"]
+
+
+@pytest.mark.parametrize("stage", ["kernels", "schedule"])
+def test_kernels_parse(built, stage):
+    texts = re.split(r"\n(?=kernel )", dumped(built)[stage])
+    kernels = [parse_kernel(t) for t in texts]
+    assert len(kernels) > 5
+    assert all("#" in t.splitlines()[0] for t in texts)  # where it comes from
+
+
+def test_plan_memory_and_code(built):
+    text = dumped(built)
+    assert re.search(r"function train .*\n.*\n?.*commit", text["plan"]) and "reads" in text["plan"]
+    levels = rt.inspect(built / "digits.so").levels
+    assert f"arena {levels[-1].arena} bytes" in text["memory"]
+    assert "model.hidden.weight: f32[128,64]" in text["memory"]
+    assert len(re.findall(r"^define hidden void @k_\w+_native\(", text["llvm"], re.M)) > 5
+    assert ".text" in text["asm"] and "vfmadd" in text["asm"]
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+def test_stages_of_a_script_and_of_an_artifact(built, show, stage):
+    whole = dumped(built)[stage]
+    assert show("inspect", DIGITS, "--dim", "batch=64", "--stage", stage) == whole
+    artifact = show("inspect", built / "digits.so", "--stage", stage)
+    if stage in ("graph", "gradient"):  # without stop_gradient
+        assert len(artifact.splitlines()) + whole.count("stop_gradient(") == len(whole.splitlines())
+    else:
+        assert artifact == whole
+
+
+def test_one_function(built, show):
+    text = show("inspect", built / "digits.so", "--stage", "gradient", "--function", "predict")
+    assert [f.name for f in parse_program(text).functions] == ["predict"]
+
+
+def test_several_instruction_sets(show, tmp_path):
+    text = show("inspect", DIGITS, "--dim", "batch=4", "--stage", "llvm", "--function", "predict", "--cpu", "v2,v3,v4")
+    assert re.findall(r"^; (v\d)$", text, re.M) == ["v2", "v3", "v4"]
+    for name in ("v2", "v3", "v4"):
+        assert f'"target-cpu"="x86-64-{name}"' in text
+    asm = show("inspect", DIGITS, "--dim", "batch=4", "--stage", "asm", "--function", "predict", "--cpu", "v2,v4")
+    assert "zmm" in asm.split("# v4")[1] and "ymm" not in asm.split("# v4")[0]
+
+
+def test_scripts_own_derivatives_loops_and_prints_survive_in_an_artifact(show, tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text(
+        "import pullback as pb\n"
+        "scale = pb.Parameter([2.0, 3.0])\n"
+        "@pb.custom_vjp\n"
+        "def steep(x):\n    return pb.tanh(x)\n"
+        "steep.defvjp(lambda x: (pb.tanh(x), x), lambda x, ct: (2.0 * ct,))\n"
+        "@pb.function(pb.f32[5, 2], training=True)\n"
+        "def train(xs):\n"
+        "    def body(c, x):\n        c = pb.tanh(c + x * scale)\n        return c, steep(c)\n"
+        "    last, ys = pb.scan(body, pb.zeros(2), xs)\n"
+        "    loss = pb.sum(ys) + pb.sum(pb.stop_gradient(last))\n"
+        "    pb.debug_print('loss {:.2f}: it\\'s \"{}\"', loss, last)\n"
+        "    return pb.grad(loss, scale)\n"
+    )
+    show("build", script, "-o", tmp_path / "loop.so", "-q")
+    for stage in ("optimized", "kernels", "plan", "llvm"):
+        assert show("inspect", tmp_path / "loop.so", "--stage", stage) == show("inspect", script, "--stage", stage)
+    text = show("inspect", tmp_path / "loop.so", "--stage", "gradient")
+    assert "body = graph" in text and 'print ["loss {:.2f}: it\'s \\"{}\\"", [1, 2]]' in text
+    forward = show("inspect", script, "--stage", "graph", "--function", "train")
+    assert "scan" in forward and "(gradient)" not in forward
+
+
+def test_manifest(built, show):
+    manifest = json.loads(show("inspect", built / "digits.so"))
+    assert [f["name"] for f in manifest["functions"]] == ["train", "predict", "init"]
+    assert manifest["options"]["dims"] == {"batch": [64]}
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------
+def test_mistakes_are_one_line(built, fails, tmp_path):
+    assert "nowhere.py: No such file or directory" in fails("build", "nowhere.py")
+    assert "nowhere: No such file or directory" in fails("inspect", "nowhere")
+    assert "dimension 'batch' of train" in fails("build", DIGITS, "-q")
+    assert "unknown dimension 'bach'; the functions' dimensions are: batch" in fails("build", DIGITS, "--dim", "bach=4")
+    assert "--dim 'batch': expected NAME=SIZE" in fails("build", DIGITS, "--dim", "batch")
+    assert "unknown CPU target 'v9': expected native, x86-64-v2" in fails(*BUILD, "--cpu", "v9")
+    assert "unknown CPU target ''" in fails(*BUILD, "--cpu", "v3,")
+    assert "cannot write" in fails(*BUILD, "-o", tmp_path / "no" / "folder.so")
+    assert "is no artifact, so it has no manifest" in fails("inspect", DIGITS, "--stage", "manifest")
+    assert "--dim and arguments after -- are for scripts" in fails("inspect", built / "digits.so", "--dim", "batch=1")
+    assert "no function 'f'; the program has train, predict, init" in fails(
+        "inspect", built / "digits.so", "--stage", "plan", "--function", "f"
+    )
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes((built / "digits.so").read_bytes()[:2000])
+    assert "truncated" in fails("inspect", damaged, "--stage", "graph")
+
+
+def test_unknown_stage(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", str(DIGITS), "--stage", "ptx"])
+    assert "graph, gradient" in capsys.readouterr().err.replace("'", "")
+
+
+# ---- processes ------------------------------------------------------------------------------------------
+def python(code: str, *args) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+
+LOADED = """
+import sys
+from pullback_runtime.command import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as e:
+    status = e.code
+print(status, *sorted({"pullback.dsl", "llvmlite", "networkx", "numpy"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_errors_and_help_do_not_import_llvm():
+    done = python(LOADED, "build", DIGITS)
+    assert done.stderr.splitlines()[-1] == "1 numpy pullback.dsl" and "is not bound" in done.stderr
+    done = python(LOADED, "--help")
+    assert done.stderr.splitlines()[-1] == "0 numpy pullback.dsl" and "build" in done.stdout
+
+
+def test_train_does_not_import_the_compiler():
+    done = python(LOADED, "train", "nowhere.so", "--data", "x.npz")
+    assert done.stderr.splitlines()[-1] == "1 numpy"
+
+
+def test_a_machine_without_the_compiler():
+    blocked = 'import sys\nfor m in ("pullback", "llvmlite", "networkx"): sys.modules[m] = None\n'
+    done = python(blocked + LOADED, "build", DIGITS)
+    assert done.returncode == 0 and "build and inspect need the compiler" in python(blocked + LOADED, "--help").stdout
+    assert "invalid choice: 'build'" in done.stderr and done.stderr.splitlines()[-1].startswith("2")
+
+
+def test_a_reader_that_stops_early():
+    command = f"{sys.executable} -m pullback.cli inspect {DIGITS} --dim batch=64 --stage llvm | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "; native\n" and done.stderr == ""
