@@ -53,12 +53,12 @@ def fma_f32(b: Builder, x: Value, y: Value, z: Value) -> Value:
 
 
 def fma_f64(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    """Exact unless a partial product over- or underflows; there it is the plain x * y + z."""
+    """Exact unless a partial product over- or underflows; there, and for the sign of 0, it is the plain x * y + z."""
     p, e = two_product(b, x, y)
     th, tl = two_sum(b, z, e)
     vh, vl = two_sum(b, p, th)
     r = b.fadd(vh, round_odd(b, *two_sum(b, tl, vl)))
-    return b.select(b.fcmp("ord", r, r), r, b.fadd(p, z))
+    return b.select(b.fcmp("one", r, 0.0), r, b.fadd(p, z))
 
 
 def scale(b: Builder, x: Value, n: Value) -> Value:
