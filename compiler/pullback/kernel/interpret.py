@@ -104,7 +104,7 @@ def _cast(x, source: DType, target: DType):
         return target.round(x).astype(target.compute.numpy, copy=False)[()]
     if source.kind == "f" and target.is_integer:
         info = np.iinfo(target.numpy)
-        high = x >= -float(info.min) if info.min else x > info.max
+        high = x >= -float(info.min) if info.min else x >= 2.0**target.bits
         low = x < info.min
         plain = np.where(high | low | np.isnan(x), 0, x).astype(target.numpy)
         return np.where(high, info.max, np.where(low, info.min, plain)).astype(target.numpy)[()]
