@@ -1,0 +1,31 @@
+"""The worked example of docs/schedules.md is what the schedule makes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import schedule_nests as nests
+
+from pullback.codegen.target import cpu_target
+from pullback.kernel.text import parse_kernel, print_kernel
+from pullback.schedule import masks, schedule, sinking, staging, steps
+
+PAGE = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text()
+
+
+def test_worked_example():
+    before, after = re.findall(r"```kernel\n(.*?)```", PAGE, re.S)
+    kernel = parse_kernel(before)
+    assert print_kernel(kernel) == before
+    scheduled = schedule(kernel, cpu_target("x86-64-v4"))
+    assert print_kernel(scheduled) == after
+    nests.same_meaning(kernel, scheduled)
+
+
+def test_every_step_of_the_table_exists():
+    table = PAGE[PAGE.index("| Step |") : PAGE.index("`sink` carries")]
+    named = {n for line in table.splitlines()[2:] for n in re.findall(r"`(\w+)", line.split("|")[1])}
+    assert len(named) >= 15
+    for name in named:
+        assert any(callable(getattr(m, name, None)) for m in (steps, sinking, staging, masks)), name
