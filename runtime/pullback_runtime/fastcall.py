@@ -80,7 +80,9 @@ def make_fast_path(binding: Binding) -> Callable:
         positional="".join(f"{n}, " for n in names),
     )
     exec(compile(source, f"<call of {entry.name}>", "exec"), scope)
-    return scope.pop("call")  # popped: a function in its own globals would be a cycle
+    call = scope.pop("call")  # popped: a function in its own globals would be a cycle
+    call.__qualname__ = entry.name  # in Python's own messages: "train() got multiple values for argument 'x'"
+    return call
 
 
 def _given(names: list[str], args: tuple, unknown: dict) -> tuple[tuple, dict]:

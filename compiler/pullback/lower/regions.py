@@ -156,4 +156,5 @@ def _site(node: Node) -> str:
     while len(indices.inputs) == 1 and (type(indices.op) in ELEMENTWISE or type(indices.op) in MOVEMENT):
         indices = indices.inputs[0]
     name = f" '{indices.op.label}'" if type(indices.op) is Input else ""
-    return f"index{name} of {node.op.name} at {node.loc}"
+    size = node.op.size if type(node.op) is ScatterAdd else node.inputs[0].shape[node.op.axis]
+    return f"index{name} of {node.op.name} at {node.loc} (expected 0 to {size - 1})"
