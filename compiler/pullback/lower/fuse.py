@@ -66,6 +66,7 @@ class _Sweep(Groups):
         self.noisy: set[Node] = set()  # computed from random bits
         self.leaf: set[Node] = set()  # in memory without being a group's choice: inputs, constants, loops, views
         self.readers: dict[tuple, Grown] = {}
+        self.chunks: dict[Node, Grown] = {}  # reduction -> the group that makes its chunks
         self.must = self._required()
         self.late = self._late(writes)
         self.loops: dict[Node, Group] = {}
@@ -189,13 +190,13 @@ class _Sweep(Groups):
         else:
             g = self._host(x, n.op.axes, kept, extents)
         g.sinks.append(n)
-        g.read = True
+        g.read, self.chunks[n] = True, g
         done = self.new("map", dict(enumerate(n.shape)), None, 1 << g.number)
         self._anchor(n, done).finished.append(n)
 
     def _long(self, n: Node) -> None:
         g = self.new("apart", {}, (), self.read(n.inputs[0]))
-        g.fixed, g.read = Group("rows", n.shape, sinks=[n]), True
+        g.fixed, g.read, self.chunks[n] = Group("rows", n.shape, sinks=[n]), True, g
         done = self.new("rows", dict(enumerate(n.shape)), tuple(range(len(n.shape))), 1 << g.number)
         done.work = SMALL // 8
         self._anchor(n, done).staged.append(n)
@@ -375,23 +376,42 @@ class _Sweep(Groups):
         extents = dict(enumerate(x.shape))
         key: tuple = ("map", x.shape, late)
         keys = [key] if x.type.size == 1 else [(*key, leaf) for leaf in self._leaves(x) if leaf is not x]
-        host = None
+        host, computing = None, self._computing(x)
+        before = sum(g.mask for g in computing)
         for k in keys:
             g = self.readers.get(k)
             g = self.find(g) if g is not None else None
-            if g is not None and g.kind == "map" and g.extents == extents and not self.closure(bits) & g.mask:
+            free = g is not None and not self.closure(bits) & g.mask and not g.deps & before
+            if free and g.kind == "map" and g.extents == extents:
                 host = g
                 break
         if host is None:
             host = self.new("map", extents, None, bits)
         else:
             self.depend(host, bits)
+        for g in computing - {host}:  # these read it from now on
+            host.read = True
+            self.depend(g, host.mask)
         for k in keys:
             self.readers[k] = host
         host.late = host.late or late
         host.outputs.append(x)
         self.carry[x], self.dims[x], self.direct[x] = host, tuple(extents), 0
         self.price[x] = self.depth[x] = 0
+
+    def _computing(self, x: Node) -> set[Grown]:
+        """The groups that so far compute for themselves a value that is not in memory."""
+        out, seen, stack = set(), {x}, [x]
+        while stack:
+            for u in self.users[stack.pop()]:
+                if u in seen or u not in self.direct:  # the sweep has not come there
+                    continue
+                seen.add(u)
+                if u in self.carry:
+                    out.add(self.find(self.chunks.get(u) or self.carry[u]))
+                elif u not in self.leaf:  # what is apart, or a view, reads memory
+                    stack.append(u)
+        return out
 
     # ---- the end
     def _finish(self) -> Fusion:

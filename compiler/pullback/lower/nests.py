@@ -230,10 +230,11 @@ class Writer:
         found = self.scalars.get((node, index, masks))
         if found is not None:
             return found
-        inner, body, memo = self.inner, self.body, self.memo
+        inner, body, memo, own = self.inner, self.body, self.memo, self.masks
+        self.masks = tuple(m for m in own if self._invariant((m[0],)))
         self.inner, self.body, self.memo = (), None, {}
         e = self._elementwise(node, index, masks)
-        self.inner, self.body, self.memo = inner, body, memo
+        self.inner, self.body, self.memo, self.masks = inner, body, memo, own
         if not isinstance(e, Load | Const):
             scalar = self.local("s", (), node.dtype)
             self.hoisted += self.split_shared([Store(scalar.name, (), e)])
