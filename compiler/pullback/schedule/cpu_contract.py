@@ -358,13 +358,13 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     want = max(1, min(limits.blocks, 2 * m * n * k * outer // limits.block_flops)) / outer
     kc, carry_k = extents[last], False
     if pack_a:
-        # A block of rows and a panel live in the second-level cache; packing rows pays from 128 columns on.
+        # A block of rows and a panel live in the second-level cache; packing rows pays from 192 columns on.
         if single and k > limits.long_k and tiles >= 2:
-            kc = stretch(k, limits.long_k // 4)
+            kc = stretch(k, limits.long_k * 3 // 8)
             carry_k = kc < k
         rows = ceil(m / (256 if m < 2048 else 512))
         want = min(want, 8 / outer)
-        cb = parts(panels, max(n / 512, min(want / rows, n // 128)), max(1, n // 128))
+        cb = parts(panels, max(n / 512, min(want / rows, n // 192)), max(1, n // 192))
         rb = parts(tiles, max(rows, want / cb))
     elif single and pack_b and tiles >= 2 and (k > limits.deep_k or m * k * size > limits.far_bytes):
         # The rows that all panels walk do not stay in the third-level cache.
