@@ -161,12 +161,14 @@ def by_graph(case: Case, graph: Graph) -> Results:
     return results
 
 
-def by_plan(case: Case, k: int, plan: Plan) -> Results:
-    """The kernel evaluator, one call."""
-    state = pack_state(plan, {f"c{k}.{n}": a for n, a in case.initial.items()})
-    outputs = evaluate_plan(plan, f"f{k}", state, case.arrays[: len(case.arguments)])
-    after = unpack_state(plan, state)
-    return flat(outputs, {n: after[f"c{k}.{n}"] for n in case.states}, case)
+def by_plan(case: Case, k: int, plan: Plan, calls: int = 2) -> Results:
+    """The kernel evaluator."""
+    state, results = pack_state(plan, {f"c{k}.{n}": a for n, a in case.initial.items()}), []
+    for _ in range(calls if case.states else 1):
+        outputs = evaluate_plan(plan, f"f{k}", state, case.arrays[: len(case.arguments)])
+        after = unpack_state(plan, state)
+        results += flat(outputs, {n: after[f"c{k}.{n}"] for n in case.states}, case)
+    return results
 
 
 def by_artifact(case: Case, k: int, loaded: rt.Program, awkward: bool) -> Results:
@@ -233,8 +235,8 @@ def in_f64(case: Case) -> Case:
 
 
 def difference(expected: Results, got: Results, tolerance: float = 0.0) -> str | None:
-    """Where two lists of results differ, in words."""
-    for i, (x, y) in enumerate(zip(expected, got, strict=True)):
+    """Where two lists of results differ, in words (as far as both go)."""
+    for i, (x, y) in enumerate(zip(expected, got, strict=False)):
         if not same_values([x], [y], tolerance):
             if x.shape != y.shape or x.dtype != y.dtype:
                 return f"result {i}: {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}"
@@ -274,7 +276,7 @@ def _check(cases: Sequence[Case], setting: Setting, seen: Counter | None) -> Ite
         for k, c in enumerate(cases):
             try:
                 got = run(k, c)
-                detail = difference(reference[k][: len(got)], got, 0.0 if exact else allowed[k])
+                detail = difference(reference[k], got, 0.0 if exact else allowed[k])
             except Exception as error:
                 got, detail = [], _shortened(error)
             found.append(got)
@@ -286,22 +288,20 @@ def _check(cases: Sequence[Case], setting: Setting, seen: Counter | None) -> Ite
     fused, unfused = (SettingBuild(traced, setting, fusion) for fusion in (True, False))
     expected = [by_graph(c, c.graph) for c in cases]
     allowed = [tolerance(c, e) for c, e in zip(cases, expected, strict=True)]
-    plain, scheduled, compiled, again, rest = [], [], [], [], []
+    plain, scheduled, compiled, rest = [], [], [], []
     yield from compare("derivative", expected, lambda k, c: derivative(c, expected[k]), rest, False)
     graphs = [f.graph for f in fused.optimized.functions]
     yield from compare("optimised graph", expected, lambda k, c: by_graph(c, graphs[k]), rest, False)
     plan = fused.unscheduled
-    yield from compare("unscheduled kernels", expected, lambda k, c: by_plan(c, k, plan), plain, False)
+    yield from compare("unscheduled kernels", expected, lambda k, c: by_plan(c, k, plan, 1), plain, False)
     plan = fused.plan
     yield from compare("scheduled kernels", plain, lambda k, c: by_plan(c, k, plan), scheduled, True)
     if seen is not None:
         coverage(fused.regions, lambda k: schedule(k, setting.target, setting.limits), seen)
     with loaded(fused, setting) as p:
-        once = lambda k, c: by_artifact(c, k, p, k % 2 == 1)[: len(plain[k])]  # noqa: E731
-        yield from compare("compiled", scheduled, once, compiled, True)
-        yield from compare("compiled, called twice", expected, lambda k, c: by_artifact(c, k, p, False), again, False)
+        yield from compare("compiled", scheduled, lambda k, c: by_artifact(c, k, p, k % 2 == 1), compiled, True)
     with loaded(unfused, setting) as p:
-        yield from compare("compiled without fusion", again, lambda k, c: by_artifact(c, k, p, False), rest, True)
+        yield from compare("compiled without fusion", compiled, lambda k, c: by_artifact(c, k, p, False), rest, True)
 
 
 @contextmanager

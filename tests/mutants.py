@@ -42,12 +42,12 @@ MUTANTS = (
     Mutant("simplify: x * 0.0 = 0.0", "pullback.passes.algebra",
            "if c == 0 and not n.type.dtype.is_float:", "if c == 0:"),
     # derivatives
-    Mutant("derivative of a difference", "pullback.ops.elementwise", "return 1.0, -1.0", "return 1.0, 1.0"),
+    Mutant("derivative of a quotient", "pullback.ops.elementwise", "return to_a, -(to_a * out)", "return to_a, to_a * out"),
     Mutant("cotangents of several users not added", "pullback.autodiff", "    return a + b\n", "    return b\n"),
     # fusion and nests
     Mutant("fusion: order of summation", "pullback.lower.rows",
            "width = min(LANES, next_power(n))",
-           "width = min(LANES if len(w.group.outputs) > 1 else LANES // 2, next_power(n))"),
+           "width = min(LANES if len(w.group.staged) > 1 else LANES // 2, next_power(n))"),
     Mutant("nests: no mask on the last step", "pullback.lower.rows",
            "masks = [(at, n)] if n % width else []", "masks = []"),
     Mutant("nests: padding forgotten", "pullback.lower.nests", "return replace(e, other=other)", "return e"),

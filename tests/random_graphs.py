@@ -37,6 +37,8 @@ SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 0)
 """Axes are small, often 1, sometimes empty."""
 LARGE = 1 << 16
 """Tensors have fewer elements than this, so that slow evaluators stay quick."""
+ARITHMETIC = ("add", "sub", "mul", "div", "neg", "maximum", "minimum", "select", "lt", "eq", "remainder", "floordiv")
+"""What most programs are made of."""
 SMOOTH = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "tanh", "sin", "cos", "sub", "add", "mul", "erf")
 """Element-wise ops that do not blow up a rounding error."""
 FILLS = (0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, -1.5, float("inf"), float("nan"), 1e-3)
@@ -187,7 +189,7 @@ class GraphBuilder:
 
 
 def elementwise(g: GraphBuilder) -> None:
-    names = ELEMENTWISE if g.exact else SMOOTH
+    names = SMOOTH if not g.exact else ARITHMETIC if g.rng.random() < 0.4 else ELEMENTWISE
     cls = OPS[g.rng.choice(names)]
     entry = SCALARS[cls.name]
     if cls is E.Select:
@@ -451,9 +453,20 @@ ELEMENTWISE = tuple(
 )
 _MOVES = [reshape, permute, broadcast, slice_, flip, pad, concat]
 _SUMS = [sum_, contract, scatter, cumsum]
-EXACT_MAKERS = [*[elementwise] * 8, cast, stop_gradient, *_MOVES, extreme, gather, ordered, random_bits, scan, *_SUMS]
+EXACT_MAKERS = [
+    *[elementwise] * 8,
+    cast,
+    stop_gradient,
+    *_MOVES,
+    extreme,
+    gather,
+    ordered,
+    random_bits,
+    *[scan] * 2,
+    *_SUMS,
+]
 SUM_MAKERS = [
-    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, scan,
+    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, *[scan] * 2,
     *[softmax, layer_norm, layer] * 2,
 ]  # fmt: skip
 

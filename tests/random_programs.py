@@ -74,8 +74,8 @@ def make_case(seed: int) -> Case:
     arguments = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
     first = TensorType(f64 if kind == "gradient" else rng.choice(dtypes), g.shape())
     reads = [g.input(f"s{i}", first if rng.random() < 0.6 else None) for i in range(rng.choice((0, 1, 1, 2, 3)))]
-    g.grow(rng.randint(1, 16))
-    results = [g.tensors[-1], *(rng.choice(g.tensors) for _ in range(rng.randint(0, 2)))]
+    g.grow(rng.randint(1, 20))
+    results = _results(g)
     inputs = (*arguments, *reads)
     if kind == "gradient":
         results = [*gradient(rng, results, inputs), *results]
@@ -90,6 +90,13 @@ def make_case(seed: int) -> Case:
         graph = retyped(graph, f64, f32)
         arrays = tuple(a.astype(x.dtype.numpy) for a, x in zip(arrays, graph.inputs, strict=True))
     return Case(seed, kind, graph, tuple(f"s{i}" for i in range(len(reads))), tuple(writes), arrays)
+
+
+def _results(g: GraphBuilder) -> list[Node]:
+    """Tensors that nothing reads, so that nothing is idle, and something in the middle."""
+    read = {x for n in g.pool for x in n.inputs}
+    ends = [n for n in g.tensors if n not in read and n.inputs]
+    return [*(ends or g.tensors)[-5:], *(g.rng.choice(g.tensors) for _ in range(g.rng.randint(0, 1)))]
 
 
 def _new_value(g: GraphBuilder, old: Node) -> Node:

@@ -155,7 +155,7 @@ class Writer:
             if self._invariant(index):
                 return self._hoist(node, index, masks)
             if node in self.keep and self.body is not None:
-                kept = self._keep(node, index)
+                kept = self._keep(node, index) if masks == self.inner_masks else None  # pads need less than a row
                 if kept is not None:
                     return kept
         if type(node.op) in ELEMENTWISE:
