@@ -226,9 +226,8 @@ class _FunctionPlanner:
             steps.append(_Launched(entry))
             self.clock += 1
         body, _ = self._region(loop.body, inner, targets, depth + 1)
-        for s in around:
+        for s in around:  # also after the last launch of an iteration, for the next one
             s.touch(self.clock)
-        self.clock += 1
         steps.append((loop, body))
         return steps
 
