@@ -41,4 +41,4 @@ class BuildError(PullbackError):
 
 
 class ScheduleError(PullbackError):
-    """A schedule step whose preconditions (dependences, shapes, roles) do not hold: a bug of ours, never of the user."""
+    """A schedule step whose preconditions (dependences, shapes, roles) do not hold: our bug, never the user's."""
