@@ -1,8 +1,8 @@
 """The content of a kernel: a key that is equal for kernels that may share code.
 
 Names of axes and buffers do not count (they are numbered in the order in which they appear), nor do the
-kernel's name and its check sites' places in the script; shapes count through strides and extents.  The extent
-of the outermost block loop does not count where nothing but addresses depends on it: the code runs blocks
+kernel's name and its check sites' places in the script.  The extent of the outermost block loop, and with it the
+dimensions along which it moves, do not count where nothing but addresses depends on it: the code runs blocks
 `lo <= b < hi` of any number.
 """
 
@@ -72,6 +72,16 @@ def free_block(kernel: Kernel) -> Loop | None:
     return s
 
 
+def moved_by(kernel: Kernel, loop: Loop | None) -> set[tuple[str, int]]:
+    """The dimensions of buffers that a loop's axis moves along."""
+    if loop is None:
+        return set()
+    accesses = (x for t in stores(kernel.body) for x in (t, *(v for e in exprs(t) for v in loads(e))))
+    return {
+        (x.buffer, d) for x in accesses for d, i in enumerate(x.index) if isinstance(i, Affine) and i.coef(loop.axis)
+    }
+
+
 def with_blocks(kernel: Kernel, blocks: int) -> Kernel:
     """The kernel as a call with another number of blocks means it: the outermost extent and, with it, the shapes."""
     loop = free_block(kernel)
@@ -104,6 +114,7 @@ class _Writer:
         self.done: dict[int, str] = {}
         self.lines: dict[str, str] = {}
         self.free = free_block(kernel)
+        self.moved = moved_by(kernel, self.free)
 
     def text(self) -> str:
         k = self.kernel
@@ -113,8 +124,9 @@ class _Writer:
         return "\n".join([*params, "|", *(self.buffer(b) for b in k.locals), *self.out])
 
     def buffer(self, b: Buffer) -> str:
-        if b.space == "global":  # only addresses depend on a parameter's shape
-            return f"{b.dtype.name} {','.join(map(str, b.step))}"
+        if b.space == "global":  # only addresses depend on a parameter's shape, and what it may be bound to
+            shape = ["*" if (b.name, d) in self.moved else str(n) for d, n in enumerate(b.shape)]
+            return f"{b.dtype.name} {','.join(shape)} {','.join(map(str, b.step))}"
         return f"{b.dtype.name} {b.space} {b.shape} {b.strides}"
 
     def axis(self, name: str) -> str:
