@@ -13,7 +13,7 @@ What a group's values are needed for elsewhere decides at the end what it stores
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import prod
 
 from ..graph.graph import Graph, Node
@@ -161,7 +161,7 @@ class _Sweep(Groups):
     def _contract(self, n: Node) -> None:
         bits = 0
         for x in n.inputs:
-            bits |= self.read(operand(x))
+            bits |= self.read(operand(x, self.must))
         self._anchor(n, self.new("contract", dict(enumerate(n.shape)), None, bits)).staged.append(n)
 
     def _anchor(self, n: Node, g: Grown) -> Grown:
@@ -430,8 +430,9 @@ class _Sweep(Groups):
         return self.result
 
 
-def operand(x: Node) -> Node:
-    """What a contraction's operand reads: movement that only changes the index is not worth a copy."""
-    while type(x.op) in INDEX_ONLY or (type(x.op) is Reshape and factors(x)):
+def operand(x: Node, memory: Collection[Node] = ()) -> Node:
+    """What a contraction's operand reads: movement that only changes the index is not worth a copy, unless it is
+    in memory anyway."""
+    while x not in memory and (type(x.op) in INDEX_ONLY or (type(x.op) is Reshape and factors(x))):
         x = x.inputs[0]
     return x
