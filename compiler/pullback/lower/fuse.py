@@ -247,18 +247,25 @@ class _Sweep(Groups):
         return prod(extents) >= ROWS or g.work + x.type.size <= SMALL
 
     def _leaves(self, x: Node) -> Iterator[Node]:
-        """The tensors in memory, not much smaller than x, that x is computed from."""
+        """The tensors in memory, not much smaller than x, that x is computed from (what another group than x's carries
+        is handed over by it)."""
+        home = self._home(x)
         seen, stack = {x}, [x]
         while stack and len(seen) < MANY:
             n = stack.pop()
-            inner = type(n.op) in POINTWISE and n not in self.leaf
-            stored = not inner or n in self.must or (n in self.carry and n in self.find(self.carry[n]).demands)
+            inner = type(n.op) in POINTWISE and n not in self.leaf and (n not in self.carry or self._home(n) is home)
+            stored = not inner or n in self.must or (n in self.carry and n in self._home(n).demands)
             if stored and 2 * n.type.size >= x.type.size:
                 yield n
             for y in n.inputs if inner else ():
                 if y not in seen:
                     seen.add(y)
                     stack.append(y)
+
+    def _home(self, n: Node) -> Grown | None:
+        """The group that carries a node."""
+        g = self.carry.get(n)
+        return None if g is None else self.find(g)
 
     # ---- pointwise nodes
     def _pointwise(self, n: Node) -> None:
@@ -278,13 +285,15 @@ class _Sweep(Groups):
                 blocked.append(g)
             found.setdefault(g, dims)
         self.price[n] = min(getattr(n.op, "cost", 1) + sum(self.price[x] for x in n.inputs), 1 << 16)
-        self.depth[n] = 1 + max((self.depth[x] for x in n.inputs), default=0)
         if type(n.op) is Random or any(x in self.noisy for x in n.inputs):
             self.noisy.add(n)
         host = self._choose(n, found, blocked, bits) if found else None
+        here = [x for x in carried if self.find(self.carry[x]) is host]
         for x in carried:
-            if self.find(self.carry[x]) is not host:
+            if x not in here:
                 bits |= self.demand(x)
+        # What another group hands over starts a new chain: depth counts within a group.
+        self.depth[n] = 1 + max((self.depth[x] for x in n.inputs if x not in self.carry or x in here), default=0)
         if host is not None:
             self.carry[n], self.dims[n], self.direct[n] = host, found[host], 0
             self.depend(host, bits)
