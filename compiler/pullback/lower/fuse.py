@@ -426,10 +426,10 @@ class _Sweep(Groups):
     def _finish(self) -> Fusion:
         alive = self.alive()
         memory = set(self.leaf)
-        for g in alive:
+        for g in sorted(alive, key=lambda g: g.deps.bit_count()):  # inputs first
             if g.fixed is None:
                 g.outputs = list(dict.fromkeys(g.outputs))
-                g.outputs += choose(g, self)
+                g.outputs += choose(g, self, memory)
                 memory.update(g.outputs)
         self.result.memory = memory
         for g in alive:

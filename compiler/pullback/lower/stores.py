@@ -18,15 +18,15 @@ WORK = 0.25
 """Bytes of traffic that an operation on an element is worth."""
 
 
-def choose(g: Grown, sweep: _Sweep) -> list[Node]:
-    """What the group stores besides what must be in memory."""
+def choose(g: Grown, sweep: _Sweep, memory: set[Node]) -> list[Node]:
+    """What the group stores besides what must be in memory; `memory` has what groups before it leave there."""
     stored = set(g.outputs)
     wanted = sorted((n for n in g.demands if n not in stored), key=sweep.at.__getitem__)
     if not wanted:
         return []
     anchors: dict[Node, None] = {}
     for n in wanted:
-        anchors.update(dict.fromkeys(_below(n, g, stored, sweep)[0]))
+        anchors.update(dict.fromkeys(_below(n, g, stored, memory)[0]))
     best, least = wanted, None
     for first in ([], list(anchors)):
         chosen = dict.fromkeys(first)
@@ -34,7 +34,7 @@ def choose(g: Grown, sweep: _Sweep) -> list[Node]:
         for n in wanted:
             if n in chosen:
                 continue
-            missing, work, read = _below(n, g, stored | chosen.keys(), sweep)
+            missing, work, read = _below(n, g, stored | chosen.keys(), memory)
             again = WORK * work * n.type.size + read
             store = 2.0 * n.type.nbytes
             if missing or again > store:
@@ -47,7 +47,7 @@ def choose(g: Grown, sweep: _Sweep) -> list[Node]:
     return best
 
 
-def _below(n: Node, g: Grown, stored: set[Node], sweep: _Sweep) -> tuple[list[Node], int, int]:
+def _below(n: Node, g: Grown, stored: set[Node], memory: set[Node]) -> tuple[list[Node], int, int]:
     """Computing n again outside of g: reductions that are not stored, operations, bytes read besides."""
     missing, work, read = [], 0, 0
     seen, stack = {n}, [n]
@@ -59,7 +59,7 @@ def _below(n: Node, g: Grown, stored: set[Node], sweep: _Sweep) -> tuple[list[No
         if x in anchors:
             missing.append(x)
             continue
-        if x in sweep.leaf or (x in sweep.carry and sweep.find(sweep.carry[x]) is not g):
+        if x in memory:
             read += x.type.nbytes if 2 * x.type.size >= n.type.size else 0
             continue
         work += getattr(x.op, "cost", 1)
