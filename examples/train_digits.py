@@ -40,4 +40,6 @@ def main(path, epochs=40):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/train_digits.py digits.so")
     main(sys.argv[1])

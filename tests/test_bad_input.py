@@ -107,6 +107,11 @@ def test_unknown_dimension(tmp_path):
         trace_script(script, dims=parse_dims(["bach=4"]))
 
 
+def test_unknown_option():
+    with pytest.raises(pb.BuildError, match=r"pb.build has no option 'fuse': it has dims, seed, threads, cpu, fusion"):
+        pb.build(train, fuse=False)
+
+
 # ---- mistakes in calls ----------------------------------------------------------------------------------
 model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
 optimizer = optim.Adam(model, lr=0.1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -276,6 +278,22 @@ def test_a_machine_without_the_compiler():
     done = python(blocked + LOADED, "build", DIGITS)
     assert done.returncode == 0 and "build and inspect need the compiler" in python(blocked + LOADED, "--help").stdout
     assert "invalid choice: 'build'" in done.stderr and done.stderr.splitlines()[-1].startswith("2")
+
+
+def test_progress_is_for_terminals():
+    """Stages are shown while they run, and the line is clean afterwards; a pipe gets nothing."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pullback.cli", *BUILD, "-o", "/dev/null/x.so"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    stages = re.findall(r"\r\x1b\[K([a-z ]+) \.\.\.", shown)
+    assert stages == ["trace", "passes", "lower", "schedule and plan", "emit", "llvm", "link"]
+    assert shown.splitlines()[-1] == "\x1b[Kpullback: cannot write /dev/null/x.so: Not a directory"
+    assert done.returncode == 1
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith("pullback: cannot write")
 
 
 def test_a_reader_that_stops_early():

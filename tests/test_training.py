@@ -257,19 +257,20 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> str:
     assert run.returncode == 0, out
     expected = (folder / "final.safetensors").read_bytes()
 
-    rng, hits, finished, run_number = random.Random(seed), 0, 0, 0
-    while hits < kills or finished == 0:
-        run = start(f"run{run_number}")
+    rng, hits, finished, killed = random.Random(seed), 0, 0, False
+    while hits < kills or killed:  # the last run that was killed is finished too
+        run = start(f"run{finished}")
         if hits < kills:
             time.sleep(rng.uniform(0, 0.7 * duration))
             run.send_signal(signal.SIGKILL)
         out = run.communicate()[0]
-        if run.returncode == -signal.SIGKILL:
+        killed = run.returncode == -signal.SIGKILL
+        if killed:
             hits += 1
             continue
         assert run.returncode == 0, out
         assert (folder / "final.safetensors").read_bytes() == expected
-        finished, run_number = finished + 1, run_number + 1
+        finished += 1
     assert not list(folder.glob("run*/.*")), "unfinished files are left"
     return f"{hits} kills in a run of {duration:.2f} s, {finished} resumed runs finished with equal bits"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -128,16 +129,13 @@ def _build(args: argparse.Namespace) -> int:
             build.timings = {"trace": traced, **build.timings}
         else:
             build, artifact = None, driver.compile_program(program, options, on_stage=show)
-        try:
-            driver.write(out, artifact)
-            if args.header:
-                driver.write(args.header, _header(out))
-            if args.dump_dir:
-                from .inspect import stages
+        _write(out, lambda: driver.write(out, artifact))
+        if args.header:
+            _write(args.header, lambda: driver.write(args.header, _header(out)))
+        if args.dump_dir:
+            from .inspect import stages
 
-                stages.dump(build, args.dump_dir)
-        except OSError as e:
-            raise BuildError(f"cannot write {e.filename or out}: {e.strerror}") from None
+            _write(args.dump_dir, lambda: stages.dump(build, args.dump_dir))
     if args.timings:
         from .inspect import stages
 
@@ -146,6 +144,13 @@ def _build(args: argparse.Namespace) -> int:
         names = ", ".join(dict.fromkeys(f.name for f in program.functions if f.name != "init"))
         print(f"{out}: {len(artifact)} bytes, functions {names}, {time.perf_counter() - start:.2f} s")
     return 0
+
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as e:
+        raise BuildError(f"cannot write {path}: {e.strerror}") from None
 
 
 def _header(path: Path) -> bytes:

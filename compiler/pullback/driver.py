@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -173,14 +174,14 @@ def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | N
     for f in functions:
         if not isinstance(f, ScriptFunction):
             raise BuildError(f"pb.build takes functions made by @pb.function, got {f!r}")
-    try:
-        chosen = Options(**options)
-    except TypeError as e:
-        raise BuildError(f"pb.build: {e}") from None
+    known = [f.name for f in fields(Options)]
+    for name in options:
+        if name not in known:
+            raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, {', '.join(known)}")
     program = trace_functions(functions, dims=dims)
     with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
         path = Path(folder) / f"{program.name}.so"
-        write(path, compile_program(program, chosen))
+        write(path, compile_program(program, Options(**options)))
         return rt.load(path, seed=seed, threads=threads)
 
 
