@@ -52,7 +52,6 @@ from pullback.kernel.evaluate import evaluate_plan, pack_state, unpack_state
 from pullback.kernel.kernel import Kernel
 from pullback.kernel.plan import Plan
 from pullback.kernel.scalars import SCALARS
-from pullback.lower import summation
 from pullback.lower.plan import Kernels, make_plan
 from pullback.ops import leaf
 from pullback.schedule import Limits, schedule
@@ -62,7 +61,7 @@ BATCH = 32
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 SUMMATION = {"LANES": (4, 16), "LONG": (16, 64), "SMALL_CHUNK": (2, 4), "CHUNKS": (2, 5)}
-"""Constants of `lower/summation.py` and the values they take where thresholds are lowered."""
+"""Constants of `lower/summation.py`, and the values they take where thresholds are lowered."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,16 @@ class Setting:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Lowering with this setting's order of summation."""
-        before = {name: getattr(summation, name) for name in self.summation}
+        """Lowering with this setting's order of summation, in every room that has imported it."""
+        rooms = [m for name, m in sys.modules.items() if name.startswith("pullback.lower.")]
+        before = [(vars(m), name, vars(m)[name]) for m in rooms for name in self.summation if name in vars(m)]
         try:
-            vars(summation).update(self.summation)
+            for names, name, _ in before:
+                names[name] = self.summation[name]
             yield
         finally:
-            vars(summation).update(before)
+            for names, name, value in before:
+                names[name] = value
 
 
 class SettingBuild(Build):

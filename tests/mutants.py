@@ -42,12 +42,13 @@ MUTANTS = (
     Mutant("simplify: x * 0.0 = 0.0", "pullback.passes.algebra",
            "if c == 0 and not n.type.dtype.is_float:", "if c == 0:"),
     # derivatives
-    Mutant("derivative of a quotient", "pullback.ops.elementwise", "return to_a, -(to_a * out)", "return to_a, to_a * out"),
+    Mutant("derivative of a quotient", "pullback.ops.elementwise",
+           "return to_a, -(to_a * out)", "return to_a, to_a * out"),
     Mutant("cotangents of several users not added", "pullback.autodiff", "    return a + b\n", "    return b\n"),
     # fusion and nests
     Mutant("fusion: order of summation", "pullback.lower.rows",
            "width = min(LANES, next_power(n))",
-           "width = min(LANES if len(w.group.staged) > 1 else LANES // 2, next_power(n))"),
+           "width = min(LANES if len(w.cone.nodes) > 3 else LANES // 2, next_power(n))"),
     Mutant("nests: no mask on the last step", "pullback.lower.rows",
            "masks = [(at, n)] if n % width else []", "masks = []"),
     Mutant("nests: padding forgotten", "pullback.lower.nests", "return replace(e, other=other)", "return e"),
@@ -60,7 +61,8 @@ MUTANTS = (
     Mutant("split: peeled rest begins too early", "pullback.schedule.steps",
            "base += count * size", "base += count * size - (size > 1)"),
     Mutant("peel: one iteration twice", "pullback.schedule.masks",
-           "{axis: A(axis) + first if s.extent - first > 1", "{axis: A(axis) + first - 1 if s.extent - first > 1"),
+           "{axis: A(axis) + first if s.extent - first > 1 else A(first)}",
+           "{axis: A(axis) + first - 1 if s.extent - first > 1 else A(first - 1)}"),
     Mutant("pack: dimensions exchanged", "pullback.schedule.staging",
            "use = Load(name, tuple(map(A, axes)), e.dtype)", "use = Load(name, tuple(map(A, axes[::-1])), e.dtype)"),
     # emitter

@@ -100,7 +100,7 @@ class GraphBuilder:
         rng: random.Random,
         exact: bool,
         dtypes: tuple[DType, ...],
-        scans: bool = True,
+        scans: int = 2,
         sizes: tuple[int, ...] = SIZES,
     ):
         self.rng, self.exact, self.dtypes, self.scans, self.sizes = rng, exact, dtypes, scans, sizes
@@ -150,10 +150,12 @@ class GraphBuilder:
         what = self.rng.random()
         if what < 0.3 and t.ndim and t.dtype.kind != "b":
             return self.add(L.Iota(t.dtype, t.shape, self.rng.randrange(t.ndim)))
-        if what < 0.6:
-            array = random_array(np.random.default_rng(self.rng.randrange(1000)), t, self.exact)
-            return self.add(L.Constant.of(array, t.dtype))
-        return self.fill(t.dtype, t.shape)
+        return self.data(t) if what < 0.6 else self.fill(t.dtype, t.shape)
+
+    def data(self, t: TensorType) -> Node:
+        """A constant with elements of its own."""
+        array = random_array(np.random.default_rng(self.rng.randrange(1000)), t, self.exact)
+        return self.add(L.Constant.of(array, t.dtype))
 
     def like(self, t: TensorType) -> Node:
         """A node of this type: there already, a constant, or broadcast or cast from another."""
@@ -204,6 +206,15 @@ def elementwise(g: GraphBuilder) -> None:
     if g.exact and g.rng.random() < 0.2:
         others, x = [x, *others[1:]] if others else [], others[0] if others else x
     g.add(cls(), x, *others)
+
+
+def with_constant(g: GraphBuilder) -> None:
+    """What `simplify` has rules for."""
+    cls = g.rng.choice((E.Add, E.Sub, E.Mul, E.Div))
+    x = g.pick(lambda n: n.dtype.kind in SCALARS[cls.name].kinds)
+    values = (0.0, 0.0, -0.0, 1.0, -1.0, 2.0, 0.25, 3.0) if x.dtype.is_float else (0, 1, 2)
+    c = g.add(L.Fill(g.rng.choice(values), x.dtype, x.shape))
+    g.add(cls(), *(g.rng.choice(((x, c), (c, x)))))
 
 
 def cast(g: GraphBuilder) -> None:
@@ -376,22 +387,23 @@ def random_bits(g: GraphBuilder) -> None:
 
 
 def scan(g: GraphBuilder) -> None:
-    """A loop over a body that is a random graph of its own; some of its results are left unread."""
+    """A loop over a body that is a random graph of its own, maybe with loops; some of its results are left unread."""
     if not g.scans:
         return
     length = g.rng.choice((1, 2, 3, 0))
     constants, carries, xs = g.rng.randint(0, 2), g.rng.randint(1, 2), g.rng.randint(0, 2)
     outer = [g.pick() for _ in range(constants + carries)]
     for _ in range(xs):
-        outer.append(g.like(TensorType(g.rng.choice(g.dtypes), (length, *g.shape(g.rng.randint(0, 2))))))
-    inner = GraphBuilder(g.rng, g.exact, g.dtypes, scans=False, sizes=g.sizes)
+        t = TensorType(g.rng.choice(g.dtypes), (length, *g.shape(g.rng.randint(0, 2))))
+        outer.append(g.data(t) if g.rng.random() < 0.5 else g.like(t))
+    inner = GraphBuilder(g.rng, g.exact, g.dtypes, scans=g.scans - 1, sizes=g.sizes)
     fixed = constants + carries
     inputs = [
         inner.input(f"v{i}", x.type if i < fixed else TensorType(x.dtype, x.shape[1:])) for i, x in enumerate(outer)
     ]
     inner.grow(g.rng.randint(1, 5))
-    outputs = [g.rng.choice([n for n in inner.pool if n.type == x.type][-2:]) for x in inputs[constants:fixed]]
-    outputs += [g.rng.choice(inner.pool) for _ in range(g.rng.randint(0, 2))]
+    outputs = [g.rng.choice([n for n in inner.tensors if n.type == x.type][-2:]) for x in inputs[constants:fixed]]
+    outputs += [g.rng.choice([*inner.tensors[-2:], *inputs[fixed:]]) for _ in range(g.rng.randint(0, 2))]
     body = Graph("body", tuple(inputs), tuple(outputs))
     op = Scan(body, length, constants, carries, g.rng.random() < 0.3)
     loop = make(op, *outer, loc=LOC)

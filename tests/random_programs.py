@@ -24,7 +24,7 @@ from pullback.errors import ScriptError
 from pullback.graph.graph import Graph, Node, loc_scope, make, rewrite
 from pullback.graph.program import SEED, Argument, Function, Program, State
 from pullback.graph.types import DType, TensorType, bf16, bool_, f16, f32, f64, i8, i32, i64, u8, u32
-from pullback.ops import leaf
+from pullback.ops import elementwise, leaf, movement
 from pullback.ops.op import Op
 from pullback.ops.scan import Scan
 
@@ -85,7 +85,11 @@ def make_case(seed: int) -> Case:
     graph = Graph(f"f{seed}", inputs, (*results, *writes.values()))
     data = np.random.default_rng(seed)
     special = exact or (kind != "gradient" and rng.random() < 0.3)
-    arrays = tuple(random_array(data, x.type, special) for x in inputs)
+    arrays = tuple(
+        # kinks and ties have no finite difference, so gradients get numbers that make none
+        data.standard_normal(x.shape) if kind == "gradient" and x.dtype is f64 else random_array(data, x.type, special)
+        for x in inputs
+    )
     if kind == "f32":
         graph = retyped(graph, f64, f32)
         arrays = tuple(a.astype(x.dtype.numpy) for a, x in zip(arrays, graph.inputs, strict=True))
@@ -100,7 +104,11 @@ def _results(g: GraphBuilder) -> list[Node]:
 
 
 def _new_value(g: GraphBuilder, old: Node) -> Node:
-    """What a state becomes: a late tensor of its type, maybe another state; else something made for it."""
+    """What a state becomes: a late tensor of its type, maybe another state or itself moved; else made for it."""
+    if old.type.ndim and old.type.size > 1 and g.rng.random() < 0.3:
+        moved = g.add(movement.Flip((old.type.ndim - 1,)), old)
+        x, y = g.rng.sample((old, moved), 2)
+        return g.add(elementwise.Select(), g.like(TensorType(bool_, old.shape)), x, y)
     fits = [n for n in g.tensors if n.type == old.type and n is not old]
     return g.rng.choice(fits[-6:]) if fits and g.rng.random() < 0.8 else g.like(old.type)
 
