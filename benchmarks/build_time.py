@@ -73,7 +73,7 @@ def main(rounds: int = 5) -> None:
                     (cold, made.timings["llvm"], again, command(name, out), *(jax_times(name) if has_jax else ()))
                 )
             cold, llvm, again, whole, *peer = (statistics.median(r) for r in zip(*rows, strict=True))
-            line = f"{name}: build {cold:.2f} s (LLVM {llvm:.2f}), from the cache {again:.3f} s, the command {whole:.2f} s"
+            line = f"{name}: build {cold:.2f} s (LLVM {llvm:.2f}), cached {again:.3f} s, whole command {whole:.2f} s"
             if peer:
                 line += f"; JAX traces and compiles in {peer[0]:.2f} s, its process takes {peer[1]:.2f} s"
             print(line)
