@@ -186,8 +186,14 @@ class Access:
         n = mask.ty.lanes
         return self.b.icmp("ne", self.b.pure(ty(f"i{n}"), f"bitcast {mask} to i{n}", mask.depth), 0)
 
+    def alignment(self, buffer: Buffer, x) -> int:
+        """Bytes that the address of a vector access is known to be a multiple of."""
+        return buffer.dtype.size
+
     # ---- loads -------------------------------------------------------------------------------------------
-    def read(self, buffer: Buffer, place, condition: Value | None, mask: Value | None, other) -> Value:
+    def read(
+        self, buffer: Buffer, place, condition: Value | None, mask: Value | None, other, align: int | None = None
+    ) -> Value:
         """Load from a place; inactive lanes give `other` (None: nobody reads them) without touching memory."""
         b, dtype = self.b, buffer.dtype
         pointers, k = place
@@ -208,7 +214,7 @@ class Access:
                 default = self._default(wide, other, dtype)
                 v = scalar.from_memory(b, b.masked_load(p, mask, default, size, label), dtype)
                 return self._or_other(v, condition, None, other, dtype)
-            v = b.load(wide, p, size, label, private)
+            v = b.load(wide, p, align if align and k > 0 else size, label, private)
             if k < 0:
                 v = b.shuffle(v, None, range(self.width - 1, -1, -1))
             return self._or_other(scalar.from_memory(b, v, dtype), condition, mask, other, dtype)

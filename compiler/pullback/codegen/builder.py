@@ -42,6 +42,7 @@ class Builder:
         self.scopes = [_Scope()]
         self.allocas: list[str] = []
         self.block = "entry"
+        self.known: list[str] = []  # conditions that hold here
         self._count = 0
         self._epoch: dict[str, int] = {}  # buffer -> how often it was stored to
         self._floor: dict[str, int] = {}  # buffer -> the innermost scope that stores to it
@@ -460,7 +461,9 @@ class Builder:
         self.scopes.append(_Scope())
         self.scopes[-1].lines += [f"  br i1 {condition.ref}, label %{then}, label %{exit}", f"{then}:"]
         self.block = then
+        self.known.append(condition.ref)
         yield
+        self.known.pop()
         self.scopes[-1].lines += [f"  br label %{exit}", f"{exit}:"]
         self._leave(exit)
 

@@ -16,6 +16,7 @@ from ..kernel.kernel import (
     Affine,
     Apply,
     AxisValue,
+    Barrier,
     Buffer,
     Checked,
     Const,
@@ -60,9 +61,15 @@ class Emitter(Access):
             elif isinstance(s, Loop):
                 self.loop(s)
             elif isinstance(s, Tile):
-                tiles.tile(self, s)
+                self.tile(s)
             else:
-                raise VerifyError(f"kernel {self.kernel.name}: {type(s).__name__} has no meaning on a CPU")
+                self.barrier(s)
+
+    def tile(self, s: Tile) -> None:
+        tiles.tile(self, s)
+
+    def barrier(self, s: Barrier) -> None:
+        raise VerifyError(f"kernel {self.kernel.name}: {type(s).__name__} has no meaning on a CPU")
 
     def loop(self, s: Loop) -> None:
         axis, n = s.axis, s.extent
@@ -204,7 +211,7 @@ class Emitter(Access):
                 value = value if condition is None else b.select(condition, value, old)
             elif mask is not None:
                 return b.masked_store(value, pointers, mask, size, label)
-            return b.store(value, pointers, size, label)
+            return b.store(value, pointers, self.alignment(buffer, s), label)
         lanes = pointers if isinstance(pointers, list) else None
         active = self.lane_values(mask)
         for i in range(self.width):
@@ -294,9 +301,13 @@ class Emitter(Access):
                 else:
                     value = v
                 wide = b.sext(value, "i64") if dtype.kind == "i" else b.zext(value, "i64")
-                b.line(f"call void @pb_check_failed(ptr {self.status.ref}, i64 {e.site}, i64 {wide.ref})")
+                self.report(e.site, wide)
             b.remember(key)
         return b.select(bad, b.like(v, 0), v)
+
+    def report(self, site: int, value: Value) -> None:
+        """A check failed (here)."""
+        self.b.line(f"call void @pb_check_failed(ptr {self.status.ref}, i64 {site}, i64 {value.ref})")
 
     def load(self, e: Load) -> Value:
         b, buffer = self.b, self.buffers[e.buffer]
@@ -315,7 +326,7 @@ class Emitter(Access):
             self.condition, self.mask, self._values = saved
         else:
             place = self.place(buffer, e.index, e)
-        return self.read(buffer, place, condition, mask, e.other if e.masks else None)
+        return self.read(buffer, place, condition, mask, e.other if e.masks else None, self.alignment(buffer, e))
 
 
 def _depends(e: Expr, axis: str) -> bool:

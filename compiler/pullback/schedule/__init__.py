@@ -7,12 +7,15 @@ relies on.  No step changes the order in which anything is summed, so every sche
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..codegen.target import Target
 from ..errors import ScheduleError
 from ..kernel.kernel import Kernel, Loop, Stmt, Tile, read, walk, written
 from .cpu_contract import recognise, schedule_contraction
 from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
+from .gpu import schedule_gpu
 from .limits import DEFAULT, Limits
 from .nest import join_parts, outer_chain, split_parts, whole_chunks
 
@@ -44,8 +47,15 @@ def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT) -> Kernel
     chunked, kernel = chunks is not kernel, chunks
     if len(kernel.body) > 1 and (chunked or _independent(kernel.body)):
         parts, shared = split_parts(kernel)
-        return join_parts(kernel, [_FAMILIES[family(p)](p, target, shared, limits) for p in parts])
-    return _FAMILIES[family(kernel)](kernel, target, (), limits)
+        return join_parts(kernel, [_scheduled(p, target, shared, limits) for p in parts])
+    return _scheduled(kernel, target, (), limits)
+
+
+def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: Limits) -> Kernel:
+    """A kernel with one outermost statement, or whose statements run one after the other."""
+    if target.ids:
+        return schedule_gpu(kernel, target, family(kernel), fixed)
+    return _FAMILIES[family(kernel)](kernel, target, fixed, limits)
 
 
 _FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}

@@ -32,7 +32,8 @@ from ..kernel.kernel import (
 )
 from .liveness import dead_outside, unmoved, used_below
 
-BINDINGS = frozenset(("serial", "unroll", "vector", "block"))
+BINDINGS = frozenset(("serial", "unroll", "vector", "block", "thread", "warp", "lane"))
+"""The last three are for GPUs."""
 
 
 # ---- walking --------------------------------------------------------------------------------------------
@@ -78,8 +79,8 @@ def constant_extent(s: Loop) -> int:
 
 # ---- bind -----------------------------------------------------------------------------------------------
 def bind(kernel: Kernel, **bindings: str) -> Kernel:
-    """How loops run.  block and vector need iterations that do not depend on each other; unroll, vector and
-    block need constant extents."""
+    """How loops run.  All but serial need constant extents; all but serial and unroll, iterations that do not
+    depend on each other."""
     left, local = set(bindings), {b.name for b in kernel.locals}
     if unknown := set(bindings.values()) - BINDINGS:
         raise ScheduleError(f"no binding '{min(unknown)}'")
@@ -93,7 +94,7 @@ def bind(kernel: Kernel, **bindings: str) -> Kernel:
                     left.discard(s.axis)
                     if s.binding != "serial":
                         constant_extent(s)
-                    if s.binding in ("vector", "block") and s.role != "parallel":
+                    if s.binding not in ("serial", "unroll") and s.role != "parallel":
                         raise ScheduleError(f"{kernel.name}: '{s.axis}' is a {s.role} loop and cannot be {s.binding}")
                     if s.binding == "vector" and (still := unmoved(s, local)):
                         raise ScheduleError(f"{kernel.name}: all lanes of '{s.axis}' store to the same '{min(still)}'")

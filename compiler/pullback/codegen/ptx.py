@@ -1,0 +1,213 @@
+"""NVIDIA GPUs: the functions around a kernel's body, as LLVM IR for PTX.
+
+A kernel is a `ptx_kernel` function
+
+    k_<key>_<isa>(param0, param1, ..., status, call)
+
+with one pointer for each parameter of the kernel (16-byte aligned, device memory), the status record of the step, and
+the call's number.  The grid has a block for each block of the kernel, all in x; a block has `threads_of(kernel)`
+threads.  A launch within loops of the plan (`looped`) is another function of the same body,
+
+    k_<key>_<isa>_loop(param0, param1, ..., status, call, counters, strides)
+
+that adds `counters[l] * strides[4 * i + l]` bytes to parameter i.  All arguments are constant, so a launch is captured
+once into a CUDA graph.  docs/gpu.md says what the runtime does around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from math import prod
+
+from ..errors import BuildError, VerifyError
+from ..kernel.content import free_block
+from ..kernel.kernel import Kernel
+from ..kernel.plan import MAX_LOOPS
+from . import scalar
+from .builder import I64, PTR, Builder, Value
+from .cpu import symbol
+from .target import Target
+from .threads import ThreadEmitter, threads_of
+
+__all__ = ["emit_kernel", "gpu_target", "launch_shape", "loop_symbol", "module", "symbol"]
+
+TRIPLE = "nvptx64-nvidia-cuda"
+LAYOUT = "e-p6:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
+STATUS_BYTES = 32
+"""status: i64 first failed call + 1 (0: none), i64 site, i64 value, i64 unused."""
+COMMITTED = 1 << 32
+"""Added to `call` after the commit point: the kernel does nothing if a check has failed."""
+
+# LLVM's least PTX version lacks what later chips have; the assembler of CUDA 13 reads all of these.
+_FEATURES = {
+    "sm_80": "",
+    "sm_86": "",
+    "sm_89": "",
+    "sm_120": "",
+    "sm_90": "+ptx83",
+    "sm_90a": "+ptx83",
+    "sm_100": "+ptx86",
+}
+
+_CHECK_FAILED = """
+define internal void @pb_check_failed(ptr %status, i64 %call, i64 %site, i64 %value) noinline nounwind {
+entry:
+  %number = and i64 %call, 4294967295
+  %mark = add i64 %number, 1
+  %pair = cmpxchg ptr %status, i64 0, i64 %mark monotonic monotonic
+  %first = extractvalue { i64, i1 } %pair, 1
+  br i1 %first, label %report, label %done
+report:
+  %p = getelementptr i64, ptr %status, i64 1
+  store i64 %site, ptr %p, align 8
+  %q = getelementptr i64, ptr %status, i64 2
+  store i64 %value, ptr %q, align 8
+  br label %done
+done:
+  ret void
+}
+"""
+
+
+@cache
+def gpu_target(name: str) -> Target:
+    """An architecture of NVIDIA's, as `ptxas` calls it: `sm_80`, `sm_90`, `sm_90a`, `sm_120`, ..."""
+    if name not in _FEATURES:
+        raise BuildError(f"unknown GPU {name!r}: expected one of {', '.join(_FEATURES)}")
+    return Target(
+        name,
+        name,
+        TRIPLE,
+        name,
+        _FEATURES[name],
+        vector_bits=128,  # the widest access of one thread
+        registers=255,
+        has_fma=True,
+        has_f16=True,
+        l1=48 << 10,  # what a block may have of shared memory without asking
+        l2=40 << 20,
+        l3=40 << 20,
+        spaces=(("global", 1), ("shared", 3), ("local", 5)),
+        ids=(("block", "ctaid.x"), ("thread", "tid.x"), ("warp", "tid.x / 32"), ("lane", "tid.x mod 32")),
+        barrier="barrier.cta.sync.aligned.all",
+    )
+
+
+def is_gpu(target: Target) -> bool:
+    return target.triple == TRIPLE
+
+
+def launch_shape(kernel: Kernel) -> tuple[int, int]:
+    """(blocks, threads of each)."""
+    return kernel.blocks, threads_of(kernel)
+
+
+def loop_symbol(key: str, target: Target) -> str:
+    """The name of the function for launches within loops."""
+    return symbol(key, target) + "_loop"
+
+
+def header(target: Target) -> str:
+    return f'target triple = "{TRIPLE}"\ntarget datalayout = "{LAYOUT}"\n'
+
+
+def module(functions: Iterable[str], target: Target) -> str:
+    """A module of kernels."""
+    text = "".join(functions)
+    return header(target) + text + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
+
+
+def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) -> str:
+    """The function of one kernel, and its arrays in shared memory.  `looped`: the one for launches within loops."""
+    name = loop_symbol(key, target) if looped else symbol(key, target)
+    b = Builder(target)
+    names = [_argument_name(i, p.name) for i, p in enumerate(kernel.params)]
+    if looped:
+        starts = _moved(b, names)
+    else:
+        starts = [b.pure(PTR, f"addrspacecast ptr addrspace(1) {n} to ptr", 0) for n in names]
+    pointers = {p.name: v for p, v in zip(kernel.params, starts, strict=True)}
+    arrays = ""
+    for x in kernel.locals:
+        if x.space == "shared":
+            at = f"@{name}.{_plain(x.name)}"
+            arrays += f"{at} = internal addrspace(3) global [{x.size} x {scalar.memory(x.dtype)}] poison, align 128\n"
+            pointers[x.name] = b.pure(PTR, f"addrspacecast ptr addrspace(3) {at} to ptr", 0)
+        elif x.space == "global":
+            raise VerifyError(f"kernel {kernel.name}: {x.name} is global but no parameter")
+    b.block = "start"
+    emitter = ThreadEmitter(kernel, b, pointers, Value("%status", PTR), aligned=not looped)
+    _blocks(emitter, kernel)
+    parameters = []
+    for n, p in zip(names, kernel.params, strict=True):
+        access = "" if p.name in kernel.outputs else "readonly "
+        parameters.append(f"ptr addrspace(1) noalias {access}align {p.dtype.size if looped else 16} {n}")
+    parameters += ["ptr %status", "i64 %call"]
+    if looped:
+        parameters += [f"ptr addrspace(1) noalias readonly align 8 %{n}" for n in ("counters", "strides")]
+    lines = ["entry:", *b.allocas, *_GUARD, *b.scopes[0].lines, "  ret void"]
+    attributes = f'nounwind "nvvm.reqntid"="{emitter.threads},1,1"'
+    body = "\n".join(lines)
+    return f"{arrays}define ptx_kernel void @{name}({', '.join(parameters)}) {attributes} {{\n{body}\n}}\n"
+
+
+_GUARD = """  %late = icmp uge i64 %call, 4294967296
+  br i1 %late, label %committed, label %start
+committed:
+  %failure = load i64, ptr %status, align 8
+  %failed = icmp ne i64 %failure, 0
+  br i1 %failed, label %stop, label %start
+stop:
+  ret void
+start:""".splitlines()
+
+
+def _blocks(emitter: ThreadEmitter, kernel: Kernel) -> None:
+    """Each range of blocks runs its statements; with several, the block's number says which."""
+    b, first = emitter.b, 0
+    ranges = kernel.ranges
+    for chain, inner in ranges:
+        axes = [(s.axis, s.extent) for s in chain]
+        count = prod(n for _, n in axes)
+        if not count:
+            continue
+        block = emitter.number("block")
+        mine = None
+        if len(ranges) > 1:
+            mine = b.icmp("ult", b.sub(block, first) if first else block, count)
+            block = b.sub(block, first) if first else block
+        first += count
+        with b.when(mine):
+            emitter.decompose(block, axes, first_free=free_block(kernel) is not None)
+            emitter.body(inner)
+
+
+def _moved(b: Builder, names: list[str]) -> list[Value]:
+    """The parameters, moved by the counters of the loops around the launch."""
+    counters, strides = (b.pure(PTR, f"addrspacecast ptr addrspace(1) %{n} to ptr", 0) for n in ("counters", "strides"))
+    out = []
+    for i, n in enumerate(names):
+        p = b.pure(PTR, f"addrspacecast ptr addrspace(1) {n} to ptr", 0)
+        for level in range(MAX_LOOPS):
+            count = b.load(I64, b.offset(counters, "i64", level), 8)
+            stride = b.load(I64, b.offset(strides, "i64", MAX_LOOPS * i + level), 8)
+            p = b.offset(p, "i8", b.mul(count, stride))
+        out.append(p)
+    return out
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.$-]", "_", name)
+
+
+def _argument_name(i: int, name: str) -> str:
+    return f"%p{i}.{_plain(name)}"
+
+
+# ---- what LLVM may see --------------------------------------------------------------------------------------
+_SAFE = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat
+    masked.load masked.store
+    nvvm.read.ptx.sreg.tid.x nvvm.read.ptx.sreg.ctaid.x nvvm.barrier.cta.sync.aligned.all nvvm.bar.warp.sync
+    nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""

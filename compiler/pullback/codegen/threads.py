@@ -1,0 +1,336 @@
+"""The emitter for machines with threads: what the bindings block, thread, warp and lane mean.
+
+In: a scheduled kernel; out: the body of one function that every thread runs (`ptx.py` puts it into a kernel).  All
+else is the CPU's emitter (`emit.py`).  What is different here:
+
+* Loops bound to `thread`, `warp` and `lane` disappear: their axes get values from the thread's number.  Directly
+  nested ones share it, the innermost fastest.  Where there are more threads than iterations the rest idles.
+* What stands outside of such loops is run by all threads: each computes the same registers; memory is written by
+  the first.
+* Registers and locals are *distributed*: a buffer keeps its logical shape in the kernel, and each thread holds the
+  elements that its own axes choose, so their terms are dropped from addresses.  Where one dimension moves with a
+  lane, element e of it belongs to lane e mod 32; an element of another lane comes by a shuffle, which is all that
+  a fold over lanes needs.
+* `Barrier` waits for the threads that share the loops around it: in a warp loop the lanes of the warp, else the
+  block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+
+from ..errors import VerifyError
+from ..kernel.kernel import (
+    Affine,
+    Barrier,
+    Buffer,
+    Index,
+    Kernel,
+    Load,
+    Loop,
+    Stmt,
+    Store,
+    Tile,
+    exprs,
+    loads,
+    written,
+)
+from . import scalar
+from .builder import I32, Builder, Value
+from .emit import Emitter
+
+WARP = 32
+LEVELS = ("thread", "warp", "lane")
+PRIVATE = ("register", "local")
+"""Spaces of which each thread has its own."""
+
+
+def threads_of(kernel: Kernel) -> int:
+    """Threads of one block: whole warps, enough for every loop bound to them."""
+    most = 1
+
+    def visit(stmts: tuple[Stmt, ...], threads: int, warps: int) -> None:
+        nonlocal most
+        for s in stmts:
+            if isinstance(s, Loop):
+                t = threads * s.extent if s.binding == "thread" else threads
+                w = warps * s.extent if s.binding == "warp" else warps
+                lanes = WARP if s.binding in ("warp", "lane") else 1
+                most = max(most, t, w * lanes)
+                visit(s.body, t, w)
+            elif isinstance(s, Tile):
+                visit(s.body, threads, warps)
+
+    visit(kernel.body, 1, 1)
+    return most if most == 1 else -(-most // WARP) * WARP
+
+
+# ---- distribution ---------------------------------------------------------------------------------------
+def distribution(kernel: Kernel) -> dict[str, int]:
+    """Private buffer -> the dimension that lies across the lanes of a warp, element e in lane e mod 32.
+
+    Other private buffers are not in it: each thread has what its own axes choose, or a copy of the whole.  Raises
+    `VerifyError` where a thread would need an element that it cannot get: for those across lanes by a shuffle that
+    all lanes take part in, for others not at all.
+    """
+    private = {b.name for b in kernel.locals if b.space in PRIVATE}
+    uses: dict[str, list[tuple[Load | Store, Mapping[str, Loop]]]] = {}
+    for x, dealt in _accesses(kernel.body, {}) if private else ():
+        if x.buffer in private:
+            uses.setdefault(x.buffer, []).append((x, dealt))
+    across: dict[str, int] = {}
+    for name, accesses in uses.items():
+        terms = {_dealt_terms(x, dealt) for x, dealt in accesses}
+        dimensions = {s[0] for t in terms for s in t}
+        single = all(len(t) <= 1 and all(s[1:3] == ("lane", 1) for s in t) for t in terms)
+        if single and len(dimensions) == 1:
+            (across[name],) = dimensions
+            for x, dealt in accesses:
+                _check(kernel, x, across[name], dealt)
+        elif len(terms) > 1:
+            raise VerifyError(f"kernel {kernel.name}: threads would read each other's elements of {name}")
+    return across
+
+
+def _dealt_terms(x: Load | Store, dealt: Mapping[str, Loop]) -> tuple[tuple[int, str, int, int], ...]:
+    """Where an access moves with threads: (dimension, binding, coefficient, extent); lanes of any extent alike."""
+    out = []
+    for d, i in enumerate(x.index):
+        for n, c in i.terms if isinstance(i, Affine) else ():
+            if n in dealt:
+                s = dealt[n]
+                out.append((d, s.binding, c, 0 if s.binding == "lane" and c == 1 else s.extent))
+    return tuple(sorted(out))
+
+
+def _check(kernel: Kernel, x: Load | Store, d: int, dealt: Mapping[str, Loop]) -> None:
+    """An access of a buffer whose dimension d lies across lanes: of the lane's own element, or a shuffle."""
+    i, where = x.index[d], f"kernel {kernel.name}: {x.buffer} lies across lanes"
+    if not isinstance(i, Affine) or any(c % WARP for n, c in i.terms if n not in dealt):
+        raise VerifyError(f"{where}, and its index does not move by whole warps")
+    if i.const % WARP == 0 and any(n in dealt for n, _ in i.terms):
+        return
+    if isinstance(x, Store):
+        raise VerifyError(f"{where}, and a store to {i} is not each lane's own")
+    if x.masks:
+        raise VerifyError(f"{where}, and another lane's element is read under a mask")
+
+
+def _accesses(stmts: Iterable[Stmt], dealt: Mapping[str, Loop]) -> Iterator[tuple[Load | Store, Mapping[str, Loop]]]:
+    """Every access, with the loops around it that are dealt to threads."""
+    for s in stmts:
+        if isinstance(s, Store):
+            yield s, dealt
+            for e in exprs(s):
+                for x in loads(e):
+                    yield x, dealt
+        elif isinstance(s, Loop):
+            yield from _accesses(s.body, {**dealt, s.axis: s} if s.binding in LEVELS else dealt)
+        elif isinstance(s, Tile):
+            yield from _accesses(s.body, dealt)
+
+
+def shuffle(b: Builder, v: Value, how: str, lane: int) -> Value:
+    """A value of another lane: `idx`, of this lane; `down`, of that many lanes further on."""
+    if v.ty.lanes > 1:
+        return b.gather([shuffle(b, b.extract(v, i), how, lane) for i in range(v.ty.lanes)])
+    elem, bits = v.ty.elem, v.ty.bits
+    if bits == 64:
+        n = b.bitcast(v, "i64")
+        halves = [b.itrunc(n, "i32"), b.itrunc(b.lshr(n, 32), "i32")]
+        low, high = (b.zext(shuffle(b, x, how, lane), "i64") for x in halves)
+        return b.bitcast(b.or_(low, b.shl(high, 32)), elem)
+    if bits < 32:
+        return b.itrunc(shuffle(b, b.zext(v, "i32"), how, lane), elem)
+    name = f"llvm.nvvm.shfl.sync.{how}.{v.ty.mangled}"
+    return b.pure(v.ty, f"call {elem} @{name}(i32 -1, {elem} {v.ref}, i32 {lane}, i32 31)", v.depth)
+
+
+# ---- the emitter ----------------------------------------------------------------------------------------
+class ThreadEmitter(Emitter):
+    """One kernel into the body that each thread runs.  `aligned`: parameters begin at multiples of 16 bytes."""
+
+    def __init__(self, kernel: Kernel, b: Builder, pointers: Mapping[str, Value], status: Value, aligned: bool = True):
+        super().__init__(kernel, b, pointers, status)
+        self.aligned = aligned
+        self.threads = threads_of(kernel)
+        self.across = distribution(kernel)
+        self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
+        self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
+        self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
+        self._layouts: dict[str, Buffer] = {}
+        self._own: dict[int, tuple] = {}
+
+    # ---- numbers of threads ------------------------------------------------------------------------------
+    def _register(self, name: str) -> Value:
+        return self.b.pure(I32, f"call i32 @llvm.nvvm.read.ptx.sreg.{name}()", 0)
+
+    def number(self, binding: str) -> Value:
+        """This thread's number at one level (i32)."""
+        b = self.b
+        if binding == "block":
+            return self._register("ctaid.x")
+        tid = self._register("tid.x")
+        return tid if binding == "thread" else b.lshr(tid, 5) if binding == "warp" else b.and_(tid, WARP - 1)
+
+    def decompose(self, flat: Value, axes: list[tuple[str, int]], first_free: bool = False) -> None:
+        """Give axes their values from one flat number, the innermost fastest."""
+        b = self.b
+        for i, (a, n) in enumerate(axes):
+            faster = prod(n for _, n in axes[i + 1 :])
+            v = flat if faster == 1 else b.udiv(flat, faster)
+            self.extents[a] = n
+            self.env[a] = 0 if n == 1 and not first_free else b.zext(v if i == 0 else b.urem(v, n), "i64")
+
+    # ---- statements --------------------------------------------------------------------------------------
+    def loop(self, s: Loop) -> None:
+        if s.binding not in LEVELS:
+            return super().loop(s)
+        chain = [s]
+        while len(chain[-1].body) == 1 and isinstance(t := chain[-1].body[0], Loop) and t.binding == s.binding:
+            chain.append(t)
+        axes = [(t.axis, t.extent) for t in chain]
+        count = prod(n for _, n in axes)
+        if s.binding in self.bound.values() or not all(isinstance(n, int) for _, n in axes):
+            raise VerifyError(f"kernel {self.kernel.name}: {s.axis} is a {s.binding} loop that cannot be dealt out")
+        if not count:
+            return None
+        flat = self.number(s.binding)
+        saved = [(a, self.env.get(a), self.extents.get(a)) for a, _ in axes]
+        self.decompose(flat, axes)
+        self.bound |= dict.fromkeys((a for a, _ in axes), s.binding)
+        there = {"thread": self.threads, "warp": max(1, self.threads // WARP), "lane": WARP}[s.binding]
+        some = self.b.icmp("ult", flat, count) if count < there else None
+        if s.binding == "lane":
+            self.ambient = some
+            self.body(chain[-1].body)
+            self.ambient = None
+        else:
+            with self.b.when(some):
+                self.body(chain[-1].body)
+        for a, value, extent in saved:
+            del self.bound[a]
+            self.env[a], self.extents[a] = value, extent
+
+    def barrier(self, s: Barrier) -> None:
+        b = self.b
+        if "warp" in self.bound.values():
+            b.line("call void @llvm.nvvm.bar.warp.sync(i32 -1)")
+        elif self.threads > 1:
+            b.line("call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)")
+        b.touch(self._written)
+
+    def tile(self, s: Tile) -> None:
+        self.body(s.body)
+
+    def store(self, s: Store, value: Value | None = None) -> None:
+        """Registers: every thread its own.  Memory: the threads that the loops around choose, else the first."""
+        if self.buffers[s.buffer].space in PRIVATE:
+            return super().store(s, value)
+        if value is None and self.across and any(self._crosses(x) for x in loads(s.value)):
+            self._active(None, None)
+            value = self.evaluate(s.value)  # all lanes take part in shuffles
+        with self._chosen():
+            super().store(s, value)
+
+    @contextmanager
+    def _chosen(self) -> Iterator[None]:
+        """The threads that write what is stored here."""
+        b, around = self.b, set(self.bound.values())
+        first = None
+        if self.threads > 1 and "thread" not in around:
+            missing = {"warp", "lane"} - around if self.threads > WARP else {"lane"} - around
+            if missing:
+                level = "thread" if len(missing) == 2 else missing.pop()
+                first = b.icmp("eq", self.number(level), 0)
+        ambient, self.ambient = self.ambient, None
+        with b.when(self.both(ambient, first)):
+            yield
+        self.ambient = ambient
+
+    def _active(self, condition: Value | None, mask: Value | None) -> None:
+        super()._active(self.both(condition, self.ambient), mask)
+
+    def _write(self, buffer: Buffer, s: Store, value: Value, mask, condition=None, place=None) -> None:
+        if buffer.space in PRIVATE:
+            condition = self.both(condition, self.ambient)
+        super()._write(buffer, s, value, mask, condition, place)
+
+    def conditions(self, masks):
+        condition, mask = super().conditions(masks)
+        if isinstance(condition, Value) and condition.ref in self.b.known:
+            condition = None
+        return condition, mask
+
+    def report(self, site: int, value: Value) -> None:
+        self.b.line(f"call void @pb_check_failed(ptr {self.status.ref}, i64 %call, i64 {site}, i64 {value.ref})")
+
+    # ---- memory ------------------------------------------------------------------------------------------
+    def place(self, buffer: Buffer, index: tuple[Index, ...], owner):
+        if buffer.space not in PRIVATE:
+            return super().place(buffer, index, owner)
+        known = self._own.get(id(owner))
+        if known is None:
+            known = self._own[id(owner)] = (tuple(self._element(buffer, d, i) for d, i in enumerate(index)), owner)
+        return super().place(self._layout(buffer), known[0], known)
+
+    def _element(self, buffer: Buffer, d: int, i: Index) -> Index:
+        """An index among the elements that each thread has."""
+        if not isinstance(i, Affine):
+            return i
+        unit = WARP if self.across.get(buffer.name) == d else 1
+        return Affine(i.const // unit, tuple((n, c // unit) for n, c in i.terms if n not in self.bound))
+
+    def _layout(self, buffer: Buffer) -> Buffer:
+        """What each thread has of a private buffer."""
+        d = self.across.get(buffer.name)
+        if d is None:
+            return buffer
+        own = self._layouts.get(buffer.name)
+        if own is None:
+            shape = tuple(-(-n // WARP) if k == d else n for k, n in enumerate(buffer.shape))
+            own = self._layouts[buffer.name] = replace(buffer, shape=shape, strides=())
+        return own
+
+    def load(self, e: Load) -> Value:
+        v = super().load(e)
+        if not self._crosses(e):
+            return v
+        i = e.index[self.across[e.buffer]]
+        moves = any(n in self.bound for n, _ in i.terms)
+        return shuffle(self.b, v, "down" if moves else "idx", i.const % WARP)
+
+    def _crosses(self, e: Load) -> bool:
+        """Is another lane's element read?"""
+        d = self.across.get(e.buffer)
+        if d is None:
+            return False
+        i = e.index[d]
+        return i.const % WARP != 0 or not any(n in self.bound for n, _ in i.terms)
+
+    def pointer(self, buffer: Buffer) -> Value:
+        p = self.pointers.get(buffer.name)
+        if p is None:
+            own = self._layout(buffer)
+            room = own.size if buffer.space == "local" else own.size + 16
+            p = self.pointers[buffer.name] = self.b.alloca(scalar.memory(buffer.dtype), max(room, 1), 16)
+        return p
+
+    def alignment(self, buffer: Buffer, x: Load | Store) -> int:
+        """Vectors of memory are aligned where every term of the index is a multiple of them."""
+        size = buffer.dtype.size
+        if buffer.space in PRIVATE or self.width == 1 or not (self.aligned or buffer.space == "shared"):
+            return size
+        terms = [0]
+        for i, step in zip(x.index, buffer.step, strict=True):
+            if not isinstance(i, Affine):
+                terms.append(step)
+                continue
+            terms.append(i.const * step)
+            for n, c in i.terms:
+                v = self.env[n]
+                terms.append(c * step * (v if isinstance(v, int) else 1) if n != self.lane or isinstance(v, int) else 0)
+        return size * self.width if not any(t % self.width for t in terms) else size

@@ -1,0 +1,22 @@
+"""The thresholds of the GPU schedules, in one place; lowered by tests so that small shapes reach every branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLimits:
+    threads: int = 256
+    """Threads of a block of a map."""
+    vector_from: int = 1 << 16
+    """Maps of at least so many elements give each thread a vector: fewer would leave processors idle."""
+    warps: int = 4
+    """Rows that a block takes at a time, one for each warp."""
+    row: int = 8
+    """Rows of at least so many elements get a warp, shorter ones a thread."""
+    private: int = 16
+    """Elements of a buffer that a thread keeps in registers, where its loops must be unrolled for it."""
+
+
+GPU = GpuLimits()

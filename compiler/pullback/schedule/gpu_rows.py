@@ -1,0 +1,111 @@
+"""The GPU schedule of rows: kernel -> kernel on IR 2.
+
+One warp for each iteration of the outer loops.  A parallel loop inside of them runs over lanes, 32 neighbours at a
+time; what stands between such loops all lanes do alike.  Element e of a row's values is held by lane e mod 32, so a
+fold of 64 partial sums is one addition in each lane and five shuffles, in the order that the nest says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from ..codegen.target import Target
+from ..codegen.threads import WARP, distribution
+from ..errors import ScheduleError
+from ..kernel.kernel import Barrier, Kernel, Loop, Stmt, Tile, map_stmts, read, walk, written
+from .gpu_limits import GPU, GpuLimits
+from .gpu_private import place_private
+from .nest import outer_chain
+from .steps import bind, split, tidy
+
+
+def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
+    """A nest with parallel loops inside; refuses (`ScheduleError`, `VerifyError`) what lanes cannot share."""
+    chain, body = outer_chain(kernel)
+    axes = [s.axis for s in chain]
+    inner = _innermost(body)
+    if not inner or max(inner.values()) < limits.row or any(not isinstance(s.extent, int) for s in chain):
+        raise ScheduleError(f"{kernel.name}: rows too short for a warp")
+    if any(isinstance(s, Loop) and s.axis in axes for s in walk(body)):
+        raise ScheduleError(f"{kernel.name}: an outer axis has a namesake inside")
+    for axis, extent in inner.items():
+        if extent > WARP:
+            kernel = split(kernel, axis, WARP, f"{axis}_w", axis, tail="mask")
+    kernel = _bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")))
+    kernel = _separate(kernel)
+    kernel = _deal(kernel, chain, limits)
+    kernel = place_private(kernel, limits.private, distribution(kernel))
+    distribution(kernel)
+    return tidy(kernel)
+
+
+def _innermost(stmts: tuple[Stmt, ...]) -> dict[str, int]:
+    """Parallel loops that hold no other parallel loop -> extent."""
+    out: dict[str, int] = {}
+    outside: set[str] = set()
+
+    def go(body) -> bool:
+        found = False
+        for s in body:
+            if isinstance(s, Tile):
+                found = True
+            elif isinstance(s, Loop):
+                below = go(s.body)
+                mine = s.role == "parallel" and isinstance(s.extent, int) and s.extent > 1
+                if mine and not below:
+                    out[s.axis] = max(out.get(s.axis, 0), s.extent)
+                else:
+                    outside.add(s.axis)
+                found |= below or mine
+        return found
+
+    go(stmts)
+    if mixed := outside & set(out):
+        raise ScheduleError(f"'{min(mixed)}' is a loop of two kinds")
+    return out
+
+
+def _bind_folds(kernel: Kernel) -> Kernel:
+    def go(s: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(s, Tile) and s.name == "fold":
+            return (replace(s, body=tuple(replace(t, binding="lane") for t in s.body)),)
+        return (s,)
+
+    return replace(kernel, body=map_stmts(kernel.body, go))
+
+
+def _separate(kernel: Kernel) -> Kernel:
+    """Where lanes read memory that lanes of this warp write, the warp waits between statements."""
+    shared = {b.name for b in kernel.params} & written(kernel.body) & read(kernel.body)
+    if not shared:
+        return kernel
+
+    def apart(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        out: list[Stmt] = []
+        for s in stmts:
+            lanes = isinstance(s, Loop) and s.binding == "lane"
+            if isinstance(s, Loop) and not lanes:
+                s = replace(s, body=apart(s.body))
+            touches = not shared.isdisjoint(written((s,)) | read((s,)))
+            out += (Barrier(), s, Barrier()) if touches else (s,)
+        return tuple(out)
+
+    chain, body = outer_chain(kernel)
+    for s in reversed(chain):
+        body = (replace(s, body=body if s is not chain[-1] else apart(body)),)
+    return replace(kernel, body=body if chain else apart(kernel.body))
+
+
+def _deal(kernel: Kernel, chain: list[Loop], limits: GpuLimits) -> Kernel:
+    """The outer loops to blocks, a few iterations of the last one to the warps of a block."""
+    if not chain:
+        row = Loop("row", 1, "parallel", kernel.body, "warp")
+        return replace(kernel, body=(row,))
+    last = chain[-1]
+    bindings = dict.fromkeys((s.axis for s in chain), "block")
+    warps = min(limits.warps, last.extent)
+    if warps < last.extent:
+        kernel = split(kernel, last.axis, warps, f"{last.axis}_b", last.axis)
+        bindings[f"{last.axis}_b"] = "block"
+    return bind(kernel, **bindings | {last.axis: "warp"})
