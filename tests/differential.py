@@ -56,7 +56,7 @@ from pullback.lower.plan import Kernels, make_plan
 from pullback.ops import leaf
 from pullback.schedule import Limits, schedule
 
-BATCH = 32
+BATCH = 16
 """Consecutive seeds that share a setting and an artifact."""
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 

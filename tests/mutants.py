@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-CASES = range(0, 128)
+CASES = range(0, 192)
 """The seeds of the sample; it ends at the first failure."""
 
 

@@ -304,7 +304,7 @@ def _axes(g: GraphBuilder, x: Node, least: int = 0) -> tuple[int, ...]:
 
 def extreme(g: GraphBuilder) -> None:
     x = g.pick(lambda n: n.type.ndim >= 1 and n.type.size > 0)
-    if g.rng.random() < 0.3 and x.dtype.kind != "b":
+    if g.rng.random() < 0.5 and x.dtype.kind != "b":
         g.add(g.rng.choice((R.ArgMax, R.ArgMin))(g.rng.randrange(x.type.ndim)), x)
     else:
         g.add(g.rng.choice((R.Max, R.Min))(_axes(g, x)), x)
@@ -466,19 +466,11 @@ ELEMENTWISE = tuple(
 _MOVES = [reshape, permute, broadcast, slice_, flip, pad, concat]
 _SUMS = [sum_, contract, scatter, cumsum]
 EXACT_MAKERS = [
-    *[elementwise] * 8,
-    cast,
-    stop_gradient,
-    *_MOVES,
-    extreme,
-    gather,
-    ordered,
-    random_bits,
-    *[scan] * 2,
-    *_SUMS,
-]
+    *[elementwise] * 12, *[with_constant] * 4, cast, stop_gradient, *_MOVES, *[extreme] * 2, gather, ordered,
+    random_bits, *[scan] * 2, *_SUMS,
+]  # fmt: skip
 SUM_MAKERS = [
-    *[elementwise] * 6, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, *[scan] * 2,
+    *[elementwise] * 8, *_MOVES, *[sum_] * 3, *[contract] * 3, *_SUMS, gather, extreme, *[scan] * 2,
     *[softmax, layer_norm, layer] * 2,
 ]  # fmt: skip
 

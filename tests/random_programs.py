@@ -74,7 +74,7 @@ def make_case(seed: int) -> Case:
     arguments = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
     first = TensorType(f64 if kind == "gradient" else rng.choice(dtypes), g.shape())
     reads = [g.input(f"s{i}", first if rng.random() < 0.6 else None) for i in range(rng.choice((0, 1, 1, 2, 3)))]
-    g.grow(rng.randint(1, 20))
+    g.grow(rng.randint(2, 24))
     results = _results(g)
     inputs = (*arguments, *reads)
     if kind == "gradient":
