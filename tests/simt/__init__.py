@@ -1,0 +1,1 @@
+"""A developer tool: runs the LLVM IR of GPU kernels on the CPU, one fiber per GPU thread, and watches every access."""
