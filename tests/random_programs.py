@@ -5,6 +5,7 @@ its results must agree:
 
 * exact: all types and ops, no sums of floats: bit for bit;
 * f64: sums of all kinds, to 1e-10; f32: the same graphs in f32, as good as f32 allows;
+* half: sums in 16 bits, for samples of other tests;
 * gradient: an f64 graph, its loss and the loss's gradient, which finite differences check.
 """
 
