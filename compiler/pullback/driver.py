@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from pullback_runtime.files import write_atomically
@@ -22,9 +22,10 @@ from . import passes
 from .artifact.reopen import program_text
 from .artifact.write import artifact_bytes
 from .cache import Cache
-from .codegen import cpu
+from .codegen import cpu, ptx
 from .codegen.compile import assembly, compile_module
 from .codegen.native import native_object
+from .codegen.ptx import gpu_target
 from .codegen.target import Target, cpu_target
 from .config import Options
 from .dsl.functions import ScriptFunction
@@ -68,17 +69,14 @@ class Build:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """The instruction sets to compile for, best last."""
-        names = [n.strip() for n in self.options.cpu.split(",") if n.strip()]
-        if not names:
-            raise BuildError("--cpu names no instruction set")
-        return tuple(cpu_target(n) for n in names)
+        """The machines to compile for: instruction sets, best last, then GPUs."""
+        return targets_of(self.options)
 
     @cached_property
     def optimized(self) -> Program:
         with self._stage("passes"):
             chosen = (*passes.PASSES, checkpoint) if self.options.recompute else passes.PASSES
-            return passes.run(self.traced, chosen, timings=self.pass_timings)
+            return passes.run(self.traced, chosen, timings=self.pass_timings, each=False)
 
     @cached_property
     def regions(self) -> dict[int, Region]:
@@ -102,7 +100,8 @@ class Build:
             verify(after, target)
             return after
 
-        plan = make_plan(self.optimized, regions, Kernels(scheduled, lambda k: cpu.scratch_layout(k)[1]))
+        scratch = (lambda k: 0) if target.is_gpu else (lambda k: cpu.scratch_layout(k)[1])
+        plan = make_plan(self.optimized, regions, Kernels(scheduled, scratch))
         verify_plan(plan)
         return plan
 
@@ -115,7 +114,15 @@ class Build:
 
     @cached_property
     def assembly(self) -> dict[str, str]:
-        return {t.isa: assembly(self.llvm[t.isa], t) for t in self.targets}
+        return {t.isa: assembly(self.llvm[t.isa], t) for t in self.targets if not t.is_gpu}
+
+    @cached_property
+    def ptx(self) -> dict[str, str]:
+        """isa -> PTX of all kernels, for GPUs."""
+        texts = self.llvm
+        with self._stage("ptx"):
+            gpus = [t for t in self.targets if t.is_gpu]
+            return {t.isa: self.cache.find((texts[t.isa], t), partial(ptx.compile, texts[t.isa], t)) for t in gpus}
 
     @cached_property
     def objects(self) -> list[bytes]:
@@ -129,6 +136,10 @@ class Build:
     @cached_property
     def artifact(self) -> bytes:
         """The bytes of the `.so`."""
+        if any(t.is_gpu for t in self.targets):
+            raise BuildError(
+                f"--target {self.options.target}: artifacts hold no GPU code yet; `inspect --stage ptx` shows it"
+            )
         objects, plans = self.objects, self.plans
         with self._stage("link"):
             text, native = program_text(self.traced), self.cache.find("native module", native_object)
@@ -137,7 +148,25 @@ class Build:
 
 
 def _module(plan: Plan, target: Target) -> str:
+    if target.is_gpu:
+        return ptx.plan_module(plan, target)
     return cpu.module([cpu.emit_kernel(key, kernel, target) for key, kernel in plan.kernels.items()], target)
+
+
+def targets_of(options: Options) -> tuple[Target, ...]:
+    """The machines that options name."""
+
+    def names(field: str) -> list[str]:
+        found = [n.strip() for n in getattr(options, field).split(",") if n.strip()]
+        if not found:
+            raise BuildError(f"--{field} names no {'machine' if field == 'target' else 'instruction set'}")
+        return found
+
+    kinds = names("target")
+    if unknown := set(kinds) - {"cpu", "cuda"}:
+        raise BuildError(f"--target {min(unknown)}: expected cpu, cuda or cpu,cuda")
+    cpus = [cpu_target(n) for n in names("cpu")] if "cpu" in kinds else []
+    return (*cpus, *((gpu_target(n) for n in names("gpu")) if "cuda" in kinds else ()))
 
 
 def compile_program(program: Program, options: Options | None = None, **kwargs) -> bytes:
@@ -149,8 +178,7 @@ def compile_program(program: Program, options: Options | None = None, **kwargs) 
 def cache_key(program: Program, options: Options) -> list:
     """What an artifact depends on, beside the compiler itself: content of the program with its source locations,
     options and targets."""
-    targets = [cpu_target(n.strip()) for n in options.cpu.split(",")]
-    parts = [program.name, program.options, program.states, sorted(options.content().items()), targets]
+    parts = [program.name, program.options, program.states, sorted(options.content().items()), targets_of(options)]
     for f in program.functions:
         locs = [(n.loc.file, n.loc.line) for n in f.graph.nodes]
         parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded, f.loc))

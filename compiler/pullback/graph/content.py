@@ -40,10 +40,19 @@ def identity(op: Op) -> Hashable:
 
     Unlike the dataclass's own equality it keeps 0.0 and -0.0 apart, NaN together, and compares regions by content.
     """
-    read = values_of(type(op))
+    read, plain = _reader(type(op))
     if read is None:
         return op.name
-    return (op.name, *[_exact(v) if type(v) in (float, Graph) else v for v in read(op)])
+    return (
+        (op.name, read(op)) if plain else (op.name, *[_exact(v) if type(v) in (float, Graph) else v for v in read(op)])
+    )
+
+
+@cache
+def _reader(cls: type[Op]) -> tuple[Callable[[Op], tuple] | None, bool]:
+    """`values_of` a class, and whether no field of it can hold a float or a graph."""
+    plain = not any(t in f.type for f in fields(cls) for t in ("float", "Graph", "object"))
+    return values_of(cls), plain
 
 
 def _exact(value: float | Graph) -> str:

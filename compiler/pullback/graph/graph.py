@@ -148,18 +148,21 @@ class Graph:
 def topological(inputs: tuple[Node, ...], outputs: tuple[Node, ...]) -> tuple[Node, ...]:
     """Depth first without recursion, inputs first: the order in which a script made its nodes, nearly."""
     order: dict[Node, None] = dict.fromkeys(inputs)
+    entered: set[Node] = set()  # waits for its inputs
     for out in outputs:
-        stack = [(out, 0)]
+        stack = [out]
         while stack:
-            node, i = stack.pop()
+            node = stack[-1]
             if node in order:
+                stack.pop()
                 continue
-            if i < len(node.inputs):
-                stack.append((node, i + 1))
-                if node.inputs[i] not in order:
-                    stack.append((node.inputs[i], 0))
+            missing = () if node in entered else [x for x in node.inputs if x not in order]
+            if missing:
+                entered.add(node)
+                stack += missing[::-1]
             else:
                 order[node] = None
+                stack.pop()
     return tuple(order)
 
 
@@ -171,7 +174,7 @@ def rewrite(graph: Graph, rule: Callable[[Node, tuple[Node, ...]], Node]) -> Gra
     new: dict[Node, Node] = {x: x for x in graph.inputs}
     for n in graph.nodes:
         if n not in new:
-            new[n] = rule(n, tuple(new[x] for x in n.inputs))
+            new[n] = rule(n, tuple([new[x] for x in n.inputs]))
     outputs = tuple(new[x] for x in graph.outputs)
     return graph if outputs == graph.outputs else Graph(graph.name, graph.inputs, outputs)
 

@@ -40,11 +40,11 @@ def _verify_graph(graph: Graph, verified: set[Node]) -> None:
             _fail(graph, n, f"two inputs are labelled {n.op.label!r}")
         labels.add(n.op.label)
     for n in graph.nodes:
-        if n.op.name == "input" and n not in inputs:
+        if not n.inputs and n.op.name == "input" and n not in inputs:
             _fail(graph, n, f"input {n.op.label!r} is not an input of this graph")
         if n not in verified:
             _verify_node(graph, n, verified)
-            verified.add(n)
+    verified.update(graph.nodes)
 
 
 def _verify_node(graph: Graph, node: Node, verified: set[Node]) -> None:

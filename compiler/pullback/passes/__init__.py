@@ -1,7 +1,7 @@
 """The pass list and the one runner: graph IR in, graph IR out.
 
 A pass is a pure function Graph -> Graph on one level; the runner applies it inside regions (scan bodies) too,
-innermost first.  After each pass the result is verified, the time is noted, and the caller may dump it.
+innermost first.  After each pass (or the last) the result is verified, the time is noted, and the caller may dump it.
 """
 
 from __future__ import annotations
@@ -57,26 +57,40 @@ def run(
     passes: Sequence[Pass] = PASSES,
     dump: Callable[[str, T], None] | None = None,
     timings: dict[str, float] | None = None,
+    each: bool = True,
 ) -> T:
     """Run `passes` in order over a graph or over every function of a program.
 
     `dump(name, result)` is called after each pass; `timings` collects seconds by pass name, verification apart.
+    Without `each`, the last result alone is verified; if that fails, all is done again to say which pass it was.
     """
-    timings = {} if timings is None else timings
+    try:
+        return _run(what, passes, dump, {} if timings is None else timings, each)
+    except PullbackError:
+        if not each:
+            _run(what, passes, None, {}, True)
+        raise
+
+
+def _run(what: T, passes: Sequence[Pass], dump, timings: dict[str, float], each: bool) -> T:
     verified: set[Node] = set()
-    start = perf_counter()
-    verify(what, verified)
-    timings["verify"] = timings.get("verify", 0.0) + perf_counter() - start
-    for p in passes:
+
+    def check() -> None:
+        start = perf_counter()
+        verify(what, verified)
+        timings["verify"] = timings.get("verify", 0.0) + perf_counter() - start
+
+    if each:
+        check()
+    for k, p in enumerate(passes, 1):
         start = perf_counter()
         try:
             what = _apply(p, what)
-            done = perf_counter()
-            verify(what, verified)
+            timings[p.__name__] = timings.get(p.__name__, 0.0) + perf_counter() - start
+            if each or k == len(passes):
+                check()
         except PullbackError as error:
             raise PassError(f"after pass '{p.__name__}': {error}") from error
-        timings[p.__name__] = timings.get(p.__name__, 0.0) + done - start
-        timings["verify"] += perf_counter() - done
         if dump is not None:
             dump(p.__name__, what)
     return what
@@ -98,7 +112,7 @@ def apply(p: Pass, graph: Graph) -> Graph:
 
 def map_regions(graph: Graph, change: Callable[[Graph], Graph]) -> Graph:
     """The graph with every region of its nodes changed (to one with the same signature)."""
-    if not any(region_fields(type(n.op)) for n in graph.nodes):
+    if not any(map(region_fields, {type(n.op) for n in graph.nodes})):
         return graph
     done: dict[Graph, Graph] = {}
 

@@ -20,6 +20,7 @@ could be computed early but are read late (1 - tanh(z)^2) count among the values
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from math import inf, isinf
 
 import networkx as nx
@@ -28,7 +29,7 @@ from ..graph.graph import Graph, Node, make, rewrite, same_or_replaced
 from ..graph.types import TensorType
 from ..ops.leaf import Item, Leaf
 from ..ops.movement import Movement
-from ..ops.op import Pointwise, Reduction
+from ..ops.op import Op, Pointwise, Reduction
 from .rules import fill_value
 
 Cost = Callable[[Node], float]
@@ -49,15 +50,16 @@ def checkpoint(graph: Graph, price: Cost | None = None, work: Cost | None = None
     `price(v)`: bytes moved for keeping a forward value, 0 where it is in memory anyway (default:
     `default_price`); `work(v)`: the same currency for computing it again, inf to forbid (`default_work`).
     """
+    if not any([n.loc.gradient for n in graph.nodes]):
+        return graph
     depth = _depths(graph)
     early = _early(graph, depth)
     readers: dict[Node, set[Node]] = {}  # gradient node -> the values that must wait for it
     times: dict[Node, set[int]] = {}  # value -> the depths at which it is read
     for n in graph.nodes:
-        if n.loc.gradient and n not in early and not isinstance(n.op, Leaf):
+        if n.loc.gradient and n not in early:  # leaves are
             for x in n.inputs:
-                tensor = isinstance(x.type, TensorType) and not isinstance(x.op, Leaf)
-                if tensor and x in early and depth[n] > depth[x]:
+                if x in early and depth[n] > depth[x] and isinstance(x.type, TensorType) and not _leaf(type(x.op)):
                     readers.setdefault(n, set()).add(x)
                     times.setdefault(x, set()).add(depth[n])
     if not readers:
@@ -98,25 +100,35 @@ def default_price(graph: Graph) -> Cost:
     """One write and one read, but nothing for inputs, outputs and what opaque ops need in memory anyway."""
     stored: set[Node] = set(graph.outputs)
     for n in reversed(graph.nodes):
-        if _opaque(n) or (n in stored and isinstance(n.op, Movement)):
+        if _opaque(type(n.op)) or (n in stored and isinstance(n.op, Movement)):
             stored.update(n.inputs)
 
     def price(v: Node) -> float:
-        return 0.0 if v in stored or isinstance(v.op, Leaf | Item) else 2.0 * v.type.nbytes
+        return 0.0 if v in stored or _leaf(type(v.op)) or type(v.op) is Item else 2.0 * v.type.nbytes
 
     return price
 
 
-def _opaque(n: Node) -> bool:
+@cache
+def _opaque(op: type[Op]) -> bool:
     """Whether an op reads its operands from memory and starts a kernel of its own."""
-    return not isinstance(n.op, Pointwise | Reduction | Leaf | Item)
+    return not issubclass(op, Pointwise | Reduction | Leaf | Item)
+
+
+@cache
+def _leaf(op: type[Op]) -> bool:
+    return issubclass(op, Leaf)
 
 
 def _depths(graph: Graph) -> dict[Node, int]:
     """For each node the greatest number of opaque ops on a path to it, itself included."""
     depth: dict[Node, int] = {}
     for n in graph.nodes:
-        depth[n] = max([depth[x] for x in n.inputs], default=0) + _opaque(n)
+        d = 0
+        for x in n.inputs:
+            if depth[x] > d:
+                d = depth[x]
+        depth[n] = d + _opaque(type(n.op))
     return depth
 
 
@@ -124,14 +136,19 @@ def _early(graph: Graph, depth: dict[Node, int]) -> set[Node]:
     """Forward nodes, and gradient nodes that need only such and are read later than they could be computed."""
     latest: dict[Node, int] = {n: depth[n] for n in graph.outputs}
     for n in reversed(graph.nodes):
-        before = depth[n] - 1 if _opaque(n) else latest.get(n, depth[n])
+        before = depth[n] - 1 if _opaque(type(n.op)) else latest.get(n, depth[n])
         for x in n.inputs:
-            latest[x] = min(latest.get(x, before), before)
+            if latest.get(x, before) >= before:
+                latest[x] = before
     early: set[Node] = set()
     for n in graph.nodes:
-        slack = not n.tag and latest.get(n, 0) > depth[n] and not all([isinstance(x.op, Leaf) for x in n.inputs])
-        if isinstance(n.op, Leaf) or ((slack or not n.loc.gradient) and all([x in early for x in n.inputs])):
-            early.add(n)
+        if not _leaf(type(n.op)):
+            if not early.issuperset(n.inputs):
+                continue
+            slack = not n.tag and latest.get(n, 0) > depth[n]
+            if n.loc.gradient and not (slack and not all([_leaf(type(x.op)) for x in n.inputs])):
+                continue
+        early.add(n)
     return early
 
 
@@ -154,7 +171,7 @@ def _computed_again(
     while stack:  # from what is wanted back to what waits in memory anyway, or cannot be computed again
         v = stack.pop()
         if v not in prices:
-            prices[v], works[v] = (0.0, 0.0) if isinstance(v.op, Leaf) else (price(v), work(v))
+            prices[v], works[v] = (0.0, 0.0) if _leaf(type(v.op)) else (price(v), work(v))
             if prices[v] > 0 and not isinf(works[v]):
                 stack += [u for u in v.inputs if depth[u] == depth[v]]
     nodes = [v for v in graph.nodes if prices.get(v, 0.0) > 0]
@@ -173,7 +190,7 @@ def _computed_again(
             if depth[u] == depth[v]:
                 inputs += [number[u]] if u in number else []
                 continue
-            anyway = isinstance(u.op, Leaf) or (u in wanted and isinf(works[u]))
+            anyway = _leaf(type(u.op)) or (u in wanted and isinf(works[u]))
             if u not in earlier and not anyway and (cost := price(u)) > 0:
                 earlier[u] = len(problem)
                 problem.append((_units(cost), inf, False, ()))

@@ -21,10 +21,9 @@ def cse(graph: Graph) -> Graph:
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
         op = node.op
-        a = tuple([id(x) for x in inputs])
-        if len(a) == 2 and a[0] > a[1] and op.name in COMMUTATIVE:
-            a = (a[1], a[0])
-        k = (identity(op), a, node.tag)
+        k = (identity(op), node.tag, *map(id, inputs))
+        if len(inputs) == 2 and k[2] > k[3] and op.name in COMMUTATIVE:
+            k = (k[0], k[1], k[3], k[2])
         found = first.get(k)
         if found is None:
             found = first[k] = same_or_replaced(node, inputs)

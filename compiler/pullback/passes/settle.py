@@ -14,6 +14,8 @@ from ..ops.elementwise import StopGradient
 from ..ops.leaf import Item
 from ..ops.scan import Scan
 
+SETTLED = frozenset((StopGradient, CustomVjp, Scan))
+
 
 @dataclass
 class _Loop:
@@ -54,6 +56,8 @@ def _loops(graph: Graph) -> dict[Node, _Loop]:
 
 def settle(graph: Graph) -> Graph:
     """See the module; the graph itself where there is nothing to do."""
+    if not any([type(n.op) in SETTLED for n in graph.nodes]):
+        return graph
     loops = _loops(graph)
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
