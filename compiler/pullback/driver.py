@@ -8,12 +8,13 @@ from Python: compile through the cache, then load.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from pullback_runtime.files import write_atomically
@@ -46,6 +47,18 @@ from .passes.checkpoint import checkpoint
 from .schedule import schedule
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection: stages make hundreds of thousands of objects that stay, and hardly a cycle."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 class Build:
     """One program on its way down.  `timings`: stage -> seconds, in order; `pass_timings`: pass -> seconds."""
 
@@ -64,7 +77,8 @@ class Build:
     def _stage(self, name: str) -> Iterator[None]:
         self.on_stage(name)
         start = time.perf_counter()
-        yield
+        with collector_paused():
+            yield
         self.timings[name] = time.perf_counter() - start
 
     @cached_property
@@ -121,8 +135,10 @@ class Build:
         """isa -> PTX of all kernels, for GPUs."""
         texts = self.llvm
         with self._stage("ptx"):
-            gpus = [t for t in self.targets if t.is_gpu]
-            return {t.isa: self.cache.find((texts[t.isa], t), partial(ptx.compile, texts[t.isa], t)) for t in gpus}
+            return {t.isa: self._translated(texts[t.isa], t) for t in self.targets if t.is_gpu}
+
+    def _translated(self, text: str, target: Target) -> str:
+        return self.cache.find((text, target), lambda: ptx.translate(text, target).encode()).decode()
 
     @cached_property
     def objects(self) -> list[bytes]:
@@ -206,7 +222,8 @@ def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | N
     for name in options:
         if name not in known:
             raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, {', '.join(known)}")
-    program = trace_functions(functions, dims=dims)
+    with collector_paused():
+        program = trace_functions(functions, dims=dims)
     with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
         path = Path(folder) / f"{program.name}.so"
         write(path, compile_program(program, Options(**options)))
