@@ -100,14 +100,15 @@ def test_second_build_comes_from_the_cache(show, tmp_path):
 
 
 def test_every_option_is_a_flag_and_changes_what_is_recorded(show, tmp_path):
-    flags = {"cpu": ["--cpu", "v2"], "fusion": ["--no-fusion"], "recompute": ["--no-recompute"]}
+    flags = {"cpu": ["--cpu", "v2"], "target": ["--target", "cpu,cpu"], "gpu": ["--gpu", "sm_80"]}
+    flags |= {"fusion": ["--no-fusion"], "recompute": ["--no-recompute"]}
     flags |= {"watch_nan": ["--watch-nan"], "cache": ["--no-cache"], "cache_dir": ["--cache-dir", str(tmp_path)]}
     assert list(flags) == [f.name for f in fields(Options)]
     assert [f[0] for f in flags.values()] == [flag(f) for f in fields(Options)]
     show("build", DIGITS, "--dim", "batch=4", "-o", tmp_path / "o.so", *[w for words in flags.values() for w in words])
     options = rt.inspect(tmp_path / "o.so").options
     assert {n: options[n] for n in Options().content()} == {
-        "cpu": "v2", "fusion": False, "recompute": False, "watch_nan": True
+        "cpu": "v2", "target": "cpu,cpu", "gpu": "sm_80", "fusion": False, "recompute": False, "watch_nan": True
     }  # fmt: skip
 
 
@@ -239,8 +240,19 @@ def test_mistakes_are_one_line(built, fails, tmp_path):
 
 def test_unknown_stage(capsys):
     with pytest.raises(SystemExit):
-        main(["inspect", str(DIGITS), "--stage", "ptx"])
+        main(["inspect", str(DIGITS), "--stage", "sass"])
     assert "graph, gradient" in capsys.readouterr().err.replace("'", "")
+
+
+def test_ptx_of_a_script(show, fails, tmp_path):
+    command = ("inspect", DIGITS, "--dim", "batch=4", "--function", "predict", "--target", "cuda")
+    text = show(*command, "--gpu", "sm_80,sm_90", "--stage", "ptx")
+    assert re.findall(r"^// (sm_\d+)$", text, re.M) == ["sm_80", "sm_90"]
+    assert len(re.findall(r"^\.visible \.entry k_\w+_sm_80\($", text, re.M)) > 2
+    assert "thread" in show(*command, "--stage", "schedule")
+    assert "artifacts hold no GPU code yet" in fails(*BUILD, "--target", "cpu,cuda")
+    assert "unknown GPU 'sm_1': expected one of sm_80" in fails(*command, "--gpu", "sm_1", "--stage", "ptx")
+    assert "--target tpu: expected cpu, cuda or cpu,cuda" in fails(*command[:-1], "tpu", "--stage", "ptx")
 
 
 # ---- processes ------------------------------------------------------------------------------------------

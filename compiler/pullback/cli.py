@@ -18,7 +18,7 @@ from pullback_runtime.errors import RuntimeFailure
 from .config import Options, flag
 from .errors import BuildError, PullbackError
 
-_STAGES = ("graph", "gradient", "optimized", "kernels", "schedule", "plan", "memory", "llvm", "asm")
+_STAGES = ("graph", "gradient", "optimized", "kernels", "schedule", "plan", "memory", "llvm", "asm", "ptx")
 
 
 def main(argv: list[str] | None = None) -> int:

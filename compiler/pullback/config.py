@@ -19,6 +19,13 @@ class Options:
             "loaded: native, x86-64-v2 (SSE4.2), x86-64-v3 (AVX2), x86-64-v4 (AVX-512), or v2, v3, v4"
         },
     )
+    target: str = field(default="cpu", metadata={"help": "what to compile for: cpu, cuda, or cpu,cuda"})
+    gpu: str = field(
+        default="sm_90",
+        metadata={
+            "help": "architectures of NVIDIA GPUs for the target cuda, comma separated: sm_80, sm_90, sm_90a, ..."
+        },
+    )
     fusion: bool = field(
         default=True,
         metadata={"help": "fuse operations into kernels, else a kernel for each (the bits are the same)"},

@@ -133,9 +133,11 @@ class Build:
     @cached_property
     def ptx(self) -> dict[str, str]:
         """isa -> PTX of all kernels, for GPUs."""
-        texts = self.llvm
+        gpus, texts = [t for t in self.targets if t.is_gpu], self.llvm
+        if not gpus:
+            return {}
         with self._stage("ptx"):
-            return {t.isa: self._translated(texts[t.isa], t) for t in self.targets if t.is_gpu}
+            return {t.isa: self._translated(texts[t.isa], t) for t in gpus}
 
     def _translated(self, text: str, target: Target) -> str:
         return self.cache.find((text, target), lambda: ptx.translate(text, target).encode()).decode()
@@ -172,17 +174,11 @@ def _module(plan: Plan, target: Target) -> str:
 def targets_of(options: Options) -> tuple[Target, ...]:
     """The machines that options name."""
 
-    def names(field: str) -> list[str]:
-        found = [n.strip() for n in getattr(options, field).split(",") if n.strip()]
-        if not found:
-            raise BuildError(f"--{field} names no {'machine' if field == 'target' else 'instruction set'}")
-        return found
-
-    kinds = names("target")
+    kinds, cpus, gpus = ([n.strip() for n in x.split(",")] for x in (options.target, options.cpu, options.gpu))
     if unknown := set(kinds) - {"cpu", "cuda"}:
         raise BuildError(f"--target {min(unknown)}: expected cpu, cuda or cpu,cuda")
-    cpus = [cpu_target(n) for n in names("cpu")] if "cpu" in kinds else []
-    return (*cpus, *((gpu_target(n) for n in names("gpu")) if "cuda" in kinds else ()))
+    targets = [cpu_target(n) for n in cpus] if "cpu" in kinds else []
+    return (*targets, *((gpu_target(n) for n in gpus) if "cuda" in kinds else ()))
 
 
 def compile_program(program: Program, options: Options | None = None, **kwargs) -> bytes:

@@ -17,28 +17,27 @@ once into a CUDA graph.  docs/gpu.md says what the runtime does around it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from math import prod
 
 from ..errors import BuildError, VerifyError
 from ..kernel.content import free_block
 from ..kernel.kernel import Kernel
-from ..kernel.plan import MAX_LOOPS
-from . import scalar
+from ..kernel.plan import MAX_LOOPS, Call, Plan, Repeat, Step
+from . import ptx_process, scalar
 from .builder import I64, PTR, Builder, Value
+from .compile import check_intrinsics
 from .cpu import symbol
 from .target import Target
 from .threads import ThreadEmitter, threads_of
 
-__all__ = ["emit_kernel", "gpu_target", "launch_shape", "loop_symbol", "module", "symbol"]
+__all__ = ["call_number", "emit_kernel", "gpu_target", "launch_shape", "loop_symbol", "module", "symbol"]
 
 TRIPLE = "nvptx64-nvidia-cuda"
 LAYOUT = "e-p6:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
-STATUS_BYTES = 32
-"""status: i64 first failed call + 1 (0: none), i64 site, i64 value, i64 unused."""
-COMMITTED = 1 << 32
-"""Added to `call` after the commit point: the kernel does nothing if a check has failed."""
+STATUS_WORDS = 4
+"""The status record, i64: number of the first failed call + 1 (0: none), its check's site, the value, nothing."""
 
 # LLVM's least PTX version lacks what later chips have; the assembler of CUDA 13 reads all of these.
 _FEATURES = {
@@ -95,8 +94,9 @@ def gpu_target(name: str) -> Target:
     )
 
 
-def is_gpu(target: Target) -> bool:
-    return target.triple == TRIPLE
+def call_number(number: int, committed: bool) -> int:
+    """The last argument of a launch.  After the commit point a kernel does nothing if a check has failed."""
+    return number + (committed << 32)
 
 
 def launch_shape(kernel: Kernel) -> tuple[int, int]:
@@ -114,9 +114,31 @@ def header(target: Target) -> str:
 
 
 def module(functions: Iterable[str], target: Target) -> str:
-    """A module of kernels."""
+    """A module of kernels; raises `BuildError` for what LLVM may be unable to translate."""
     text = "".join(functions)
+    check_intrinsics(text, _SAFE)
     return header(target) + text + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
+
+
+def plan_module(plan: Plan, target: Target) -> str:
+    """All kernels of a plan, those that are launched in loops in both forms."""
+    looped = {c.kernel for f in plan.functions for c in _calls(f.steps, False)}
+    forms = [(key, form) for key in plan.kernels for form in ((False, True) if key in looped else (False,))]
+    return module([emit_kernel(key, plan.kernels[key], target, form) for key, form in forms], target)
+
+
+def _calls(steps: Iterable[Step], inside: bool) -> Iterator[Call]:
+    """The calls of launches within loops."""
+    for s in steps:
+        if isinstance(s, Repeat):
+            yield from _calls(s.body, True)
+        elif inside:
+            yield from s.calls
+
+
+def translate(text: str, target: Target) -> str:
+    """The PTX of a module, made in a child process (LLVM ends a process that hands it what it cannot translate)."""
+    return ptx_process.ptx(text, target.cpu)
 
 
 def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) -> str:
@@ -207,7 +229,8 @@ def _argument_name(i: int, name: str) -> str:
 
 
 # ---- what LLVM may see --------------------------------------------------------------------------------------
-_SAFE = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat
+_SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat
     masked.load masked.store
     nvvm.read.ptx.sreg.tid.x nvvm.read.ptx.sreg.ctaid.x nvvm.barrier.cta.sync.aligned.all nvvm.bar.warp.sync
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
+_SAFE = frozenset(_SAFE_NAMES.split())

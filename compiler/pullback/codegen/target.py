@@ -38,6 +38,11 @@ class Target:
     ids: tuple[tuple[str, str], ...] = ()
     barrier: str = ""
 
+    @property
+    def is_gpu(self) -> bool:
+        """Do blocks have threads?"""
+        return bool(self.ids)
+
     def lanes(self, bits: int = 32) -> int:
         """How many elements of `bits` one vector register holds."""
         return max(1, self.vector_bits // bits)

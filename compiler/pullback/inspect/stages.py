@@ -84,6 +84,10 @@ def _asm(build: Build) -> str:
     return "\n".join(f"# {isa}\n{text}" for isa, text in build.assembly.items())
 
 
+def _ptx(build: Build) -> str:
+    return "\n".join(f"// {isa}\n{text}" for isa, text in build.ptx.items()) or "// for GPUs: --target cuda\n"
+
+
 STAGES: dict[str, Callable[[Build], str]] = {
     "graph": _graph,
     "gradient": _gradient,
@@ -94,6 +98,7 @@ STAGES: dict[str, Callable[[Build], str]] = {
     "memory": _memory,
     "llvm": _llvm,
     "asm": _asm,
+    "ptx": _ptx,
 }
 """Name of a stage -> its text, in the order of the pipeline."""
 
@@ -111,8 +116,8 @@ def dump(build: Build, folder: Path) -> None:
     """Write every stage and the time of each pass into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, (name, stage) in enumerate(STAGES.items(), 1):
-        suffix = {"llvm": "ll", "asm": "s"}.get(name, "txt")
-        (folder / f"{k}-{name}.{suffix}").write_text(stage(build))
+        suffix = {"llvm": "ll", "asm": "s", "ptx": "ptx"}.get(name, "txt")
+        (folder / f"{k:02}-{name}.{suffix}").write_text(stage(build))
     (folder / "timings.txt").write_text(timings(build))
 
 

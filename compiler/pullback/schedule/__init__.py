@@ -53,7 +53,7 @@ def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT) -> Kernel
 
 def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: Limits) -> Kernel:
     """A kernel with one outermost statement, or whose statements run one after the other."""
-    if target.ids:
+    if target.is_gpu:
         return schedule_gpu(kernel, target, family(kernel), fixed)
     return _FAMILIES[family(kernel)](kernel, target, fixed, limits)
 
