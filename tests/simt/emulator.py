@@ -242,17 +242,19 @@ class _Launch:
         self.ranks = math.prod(cluster)
         self.regions: list[native.Region] = []
         self.names: list[str] = []
+        self.shifts: dict[int, int] = {}  # how far the device's copy of some memory lies from it
+        self.copies: list[tuple[np.ndarray, np.ndarray]] = []
         self.alive: list = []
 
     def run(self, args, memory) -> None:
         module, emulator, shared = self.module, self.module.emulator, _shared()
         engines = [module._rank(r) for r in range(self.ranks)]
         flags, used = self._shared_regions(shared)
-        copies = self._global_regions(args, memory)
+        self._global_regions(args, memory)
         for name, size in module.code.globals.items():
             for engine in engines:
                 self._region(engine.get_global_value_address(name), size, f"@{name}", False)
-        arguments = self._arguments(args, copies)
+        arguments = self._arguments(args)
         entries = [e.get_function_address(f"simt.entry.{self.kernel.name}") for e in engines]
         regions = (native.Region * len(self.regions))(*self.regions)
         report = native.Report()
@@ -272,9 +274,8 @@ class _Launch:
         )
         failed = native.library().simt_launch(ctypes.byref(launch))
         shared.clusters += math.prod(self.grid) // self.ranks
-        for home, away in copies.values():
-            if home is not away:
-                np.copyto(home, away)
+        for home, away in self.copies:
+            np.copyto(home, away)
         if failed:
             raise self._error(report)
 
@@ -306,34 +307,28 @@ class _Launch:
         self.alive.append(flags)
         return flags, used
 
-    def _global_regions(self, args, memory) -> dict:
-        """Group the arrays by the memory they lie in; copy what is not the device's.  Root -> (at home, on the device)."""
+    def _global_regions(self, args, memory) -> None:
+        """Group the arrays by the memory they lie in; copy what is not the device's."""
         views = [(a, f"argument {i}") for i, a in enumerate(args) if isinstance(a, np.ndarray)]
         views += [(a.array, f"the tensor of argument {i}") for i, a in enumerate(args) if isinstance(a, TensorMap)]
         views += [(a, f"memory {i}") for i, a in enumerate(memory)]
         groups: dict[int, list] = {}
         for a, name in views:
             groups.setdefault(id(_root(a)), []).append((*np.lib.array_utils.byte_bounds(a), a, name))
-        copies = {}
         for key, members in groups.items():
-            root = _root(members[0][2])
-            low, high = min(m[0] for m in members), max(m[1] for m in members)
-            shift = 0
-            if isinstance(root, _Memory):
-                copies[key] = (root, root)
-            else:
+            root, shift = _root(members[0][2]), 0
+            if not isinstance(root, _Memory):
+                low, high = min(m[0] for m in members), max(m[1] for m in members)
                 start = root.ctypes.data if isinstance(root, np.ndarray) else low
-                home = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
                 away = device_array(high - low, np.uint8, (low - start) % 256)
+                home = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
                 away[:] = home
-                writable = any(m[2].flags.writeable for m in members)
-                copies[key] = (home, away) if writable else (away, away)
+                if any(m[2].flags.writeable for m in members):
+                    self.copies.append((home, away))
+                self.alive.append(away)
                 shift = away.ctypes.data - low
-            self.alive += [members, copies[key]]
-            copies[key + 0.5] = (shift, shift)
+            self.shifts[key] = shift
             self._regions_of(sorted(members, key=lambda m: m[:2]), shift)
-        self.shifts = {k - 0.5: v[0] for k, v in copies.items() if k % 1}
-        return {k: v for k, v in copies.items() if not k % 1}
 
     def _regions_of(self, members, shift: int) -> None:
         """One region for views that overlap."""
@@ -351,7 +346,7 @@ class _Launch:
                 self.alive.append(cells)
             self._region(low + shift, high - low, name, writable, granule, cells)
 
-    def _arguments(self, args, copies):
+    def _arguments(self, args):
         """The array of addresses of the argument values."""
         out = (native.pointer * max(len(args), 1))()
         for i, (a, type) in enumerate(zip(args, self.kernel.params)):

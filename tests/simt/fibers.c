@@ -49,7 +49,7 @@ void fail(int kind, const char *format, ...) {
 
 static void run(fiber *f) {
   M.current = f;
-  M.fuel = 1 << 28;
+  M.fuel = 1 << 30;
   simt_switch(&M.scheduler, f->sp);
   M.current = NULL;
 }
@@ -179,6 +179,7 @@ void simt_warp_sync(uint32_t mask, uint32_t site) { rendezvous("bar.warp.sync", 
 
 /* ---- barriers of a block ---------------------------------------------------------------------------------- */
 static void barrier_complete(barrier *b, int rank) {
+  uint32_t counted = b->predicates;
   for (int w = 0, warps = (M.per_block + 31) / 32; w < warps; w++) {
     uint32_t exists = M.warp[rank * warps + w].exists;
     if (b->lanes[w] && b->lanes[w] != exists)
@@ -187,14 +188,15 @@ static void barrier_complete(barrier *b, int rank) {
   }
   for (int i = rank * M.per_block; i < (rank + 1) * M.per_block; i++) {
     fiber *f = &M.fiber[i];
-    if (f->state == WAIT_BARRIER && f->waits_for == b) f->state = READY, learn(f, b->sum);
+    if (f->state == WAIT_BARRIER && f->waits_for == b) f->state = READY, f->counted = counted, learn(f, b->sum);
   }
-  if (M.current->waits_for == b) learn(M.current, b->sum); /* the last to arrive */
+  if (M.current->waits_for == b) M.current->counted = counted, learn(M.current, b->sum); /* the last to arrive */
   clocks_drop(b->sum), b->sum = NULL, clocks_drop(b->merged), b->merged = NULL;
-  b->arrived = 0;
+  b->arrived = b->predicates = 0;
 }
 
-void simt_barrier(uint32_t id, uint32_t count, uint32_t mode, uint32_t site) { /* mode: 1 arrive only | 2 whole warps */
+/* mode: 1 arrive only | 2 whole warps.  Gives how many of the threads came with a true predicate. */
+uint32_t simt_barrier(uint32_t id, uint32_t count, uint32_t mode, uint32_t predicate, uint32_t site) {
   fiber *f = M.current;
   M.report.site = site;
   if (id > 15) fail(E_INVALID, "barrier %u: there are 16", id);
@@ -208,12 +210,19 @@ void simt_barrier(uint32_t id, uint32_t count, uint32_t mode, uint32_t site) { /
     M.report.other_site = b->site[w];
     fail(E_DIVERGENCE, "barrier %u: lanes %08x of this warp wait at another place in the program", id, b->lanes[w]);
   }
-  b->needed = needed, b->site[w] = site, b->lanes[w] |= 1u << f->lane, b->arrived++;
+  b->needed = needed, b->site[w] = site, b->lanes[w] |= 1u << f->lane, b->arrived++, b->predicates += predicate;
   release_into(&b->sum, &b->merged, f);
   f->waits_for = mode & 1 ? NULL : b, f->site = site;
   if (b->arrived == needed) barrier_complete(b, f->rank);
   else if (!(mode & 1)) suspend(WAIT_BARRIER, "bar.sync", b, site);
   f->waits_for = NULL;
+  return f->counted;
+}
+
+/* op: 0 how many, 1 all, 2 any */
+uint32_t simt_barrier_reduce(uint32_t op, uint32_t mode, uint32_t id, uint32_t count, uint32_t predicate, uint32_t site) {
+  uint32_t n = simt_barrier(id, count, mode, predicate, site);
+  return op == 0 ? n : op == 1 ? n == (count ? count : (uint32_t)M.per_block) : n != 0;
 }
 
 void simt_cluster_arrive(uint32_t relaxed, uint32_t site) {
@@ -297,7 +306,7 @@ static void fiber_start(int i) {
   int t = i % M.per_block, x = M.block[0], y = M.block[1];
   f->id = i, f->rank = i / M.per_block, f->lane = t & 31, f->warp = f->rank * ((M.per_block + 31) / 32) + t / 32;
   f->tid[0] = t % x, f->tid[1] = t / x % y, f->tid[2] = t / x / y;
-  f->state = READY, f->clock = 1, f->fenced = 0, f->fence_fresh = 0, f->wgmma_fence = 0, f->waits_for = NULL, f->in_cluster_barrier = 0;
+  f->state = READY, f->clock = 1, f->fenced = 0, f->fence_fresh = 0, f->wgmma_fence = f->published = f->saw_atomic = f->polls = 0, f->waits_for = NULL, f->in_cluster_barrier = 0;
   f->stores = f->store_group = f->wgmma_groups = 0, f->copies.items = f->copies.groups = 0;
   clocks_drop(f->know), f->know = NULL;
   warp *w = &M.warp[f->warp];
@@ -340,7 +349,10 @@ static void deadlock(void) {
   }
   r->kind = E_DEADLOCK, r->thread = -1;
   for (int i = 0; i + 1 < M.threads; i++)
-    if (M.fiber[i].warp == M.fiber[i + 1].warp && !same_wait(&M.fiber[i], &M.fiber[i + 1])) r->kind = E_DIVERGENCE;
+    for (int a = i; a < i + 2; a++) /* a lane waits for its warp, and its neighbour is elsewhere */
+      if ((M.fiber[a].state == WAIT_WARP || M.fiber[a].state == WAIT_BARRIER) && M.fiber[i].warp == M.fiber[i + 1].warp &&
+          !same_wait(&M.fiber[i], &M.fiber[i + 1]))
+        r->kind = E_DIVERGENCE;
   memcpy(r->block, M.ctaid[0], sizeof r->block);
 }
 
@@ -369,8 +381,8 @@ static void reset_sums(void) {
       clocks_drop(b->sum), clocks_drop(b->merged);
       memset(b, 0, sizeof *b);
     }
-  clocks_drop(M.cluster_sum), clocks_drop(M.cluster_merged);
-  M.cluster_sum = M.cluster_merged = NULL, M.cluster_arrived = 0;
+  clocks_drop(M.cluster_sum), clocks_drop(M.cluster_merged), clocks_drop(M.atomic_sum), clocks_drop(M.atomic_merged);
+  M.cluster_sum = M.cluster_merged = M.atomic_sum = M.atomic_merged = NULL, M.cluster_arrived = 0;
 }
 
 static void run_cluster(void) {
@@ -383,7 +395,7 @@ static void run_cluster(void) {
   for (int i = 0; i < M.threads; i++) M.fiber[i].know = clocks_share(nothing);
   clocks_drop(nothing);
   permute(order, M.threads);
-  for (int idle = 0; LIVE;) {
+  for (M.idle = 0; LIVE;) {
     int progress = 0, polls = 0;
     if (M.order == 2) permute(order, M.threads);
     for (int k = 0; k < M.threads; k++) {
@@ -396,7 +408,7 @@ static void run_cluster(void) {
     if (progress || !LIVE) continue;
     progress = land(); /* as late as can be: every fiber waits */
     if (FAILED) return;
-    if (polls && (progress || idle++ < 4096)) wake(WAIT_POLL, NULL);
+    if (polls && (progress || M.idle++ < 4096)) wake(WAIT_POLL, NULL);
     else if (!progress) {
       deadlock();
       return;

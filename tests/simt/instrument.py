@@ -113,7 +113,7 @@ class Instrumented:
 def _access(line: str, kind: str) -> tuple[str, str, int, int]:
     """(checker, pointer with its type, bytes, alignment) of a load, store or atomic."""
     body = line.split(f"{kind} ", 1)[1]
-    atomic = kind in ("atomicrmw", "cmpxchg") or body.startswith("atomic ")
+    atomic = kind in ("atomicrmw", "cmpxchg") or body.startswith(("atomic ", "volatile "))
     body = re.sub(r"^(?:(?:atomic|volatile|weak) )*", "", body)
     if kind == "atomicrmw":
         body = body.split(" ", 1)[1]
@@ -147,6 +147,23 @@ def _memory_intrinsic(line: str, site: int) -> list[str]:
         pointer = kind + _ATTRIBUTE.sub("", operands[i][len(kind) :])
         out.append(f"  call void @simt_{checker}({pointer}, {operands[2]}, i32 {site})")
     return out
+
+
+def _masked(line: str, kind: str, site: int) -> list[str]:
+    """A check before llvm.masked.load or store of the lanes that are switched on."""
+    at = line.index("(", line.index("@llvm.masked."))
+    operands = split(line[at + 1 : closing(line, at)])
+    pointer = next(p for p in operands if p.startswith("ptr"))
+    mask = next(p for p in operands if re.match(r"<\d+ x i1>", p))
+    vector = take_type(operands[0] if kind == "store" else operands[-1])[0]
+    count, element = vector[1:-1].split(" x ", 1)
+    align = int(a[1]) if (a := re.search(r"align (\d+)", pointer)) else 1
+    space = _POINTER.match(pointer)[0]
+    pointer = space + _ATTRIBUTE.sub("", pointer[len(space) :])
+    checker = "read_lanes" if kind == "load" else "write_lanes"
+    call = f"call void @simt_{checker}({pointer}, i32 {layout(element)[0]}, i64 %simt.l{site}, i32 {align}, i32 {site})"
+    widened = f"zext i{count} %simt.m{site} to i64" if count != "64" else f"add i64 %simt.m{site}, 0"
+    return [f"  %simt.m{site} = bitcast {mask} to i{count}", f"  %simt.l{site} = {widened}", f"  {call}"]
 
 
 def instrument(text: str, check: bool = True) -> Instrumented:
@@ -191,14 +208,23 @@ def instrument(text: str, check: bool = True) -> Instrumented:
             )
         elif line.startswith("  ") and function:
             site = len(result.sites)
-            result.sites.append(f"{line.strip()}   (in @{function})")
+            shown = line.strip() if len(line) < 200 else f"{line.strip()[:120]} ... {line[-60:]}"
+            result.sites.append(f"{shown}   (in @{function})")
             if " asm " in line and re.search(r"\bcall\b.*\basm ", line):
                 raise UnsupportedError(f"inline assembly outside of an @pb. wrapper, in @{function}: {line.strip()}")
             if m := _CALLEE.search(line):
                 used.setdefault(f"simt.{m[1]}{m[2]}", shim_of(m[1], m[2]))
                 line = _call(line, m, site)
-            elif "@llvm.masked." in line:
-                raise UnsupportedError(f"masked accesses, in @{function}: {line.strip()}")
+            elif check and line.startswith("  fence "):
+                out.append(
+                    f"  call void @simt_fence(i32 {int('syncscope(' not in line or 'device' in line)}, i32 {site})"
+                )
+                result.symbols.add("simt_fence")
+            elif check and (m := re.search(r"@llvm\.masked\.(load|store)\.", line)):
+                out += _masked(line, m[1], site)
+                result.symbols.add("simt_read_lanes" if m[1] == "load" else "simt_write_lanes")
+            elif check and "@llvm.masked." in line:
+                raise UnsupportedError(f"a masked access, in @{function}: {line.strip()}")
             elif check and re.search(r"@llvm\.mem(cpy|move|set)\.", line):
                 out += _memory_intrinsic(line, site)
                 result.symbols |= {"simt_read_range", "simt_write_range"}

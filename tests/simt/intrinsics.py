@@ -107,11 +107,20 @@ def _table() -> dict[str, Shim]:
     for aligned in ("", ".aligned"):
         mode = 2 if aligned else 0
         barrier = f"barrier.cta.{{}}{aligned}.{{}}"
-        body = f"  call void @simt_barrier(i32 %a0, i32 0, i32 {mode}, i32 %site)\n  ret void\n"
+        body = f"  call void @simt_barrier(i32 %a0, i32 0, i32 {mode}, i32 0, i32 %site)\n  ret void\n"
         table[barrier.format("sync", "all")] = Shim("void", ["i32"], body)
         for act, extra in (("sync", 0), ("arrive", 1)):
-            body = f"  call void @simt_barrier(i32 %a0, i32 %a1, i32 {mode + extra}, i32 %site)\n  ret void\n"
+            body = f"  call void @simt_barrier(i32 %a0, i32 %a1, i32 {mode + extra}, i32 0, i32 %site)\n  ret void\n"
             table[barrier.format(act, "count")] = Shim("void", ["i32", "i32"], body)
+        for o, op in enumerate(("popc", "and", "or")):
+            back, result = (
+                ("  ret i32 %r\n", "i32") if op == "popc" else ("  %t = trunc i32 %r to i1\n  ret i1 %t\n", "i1")
+            )
+            for name, params, count in (("all", ["i32", "i1"], 0), ("count", ["i32", "i32", "i1"], "%a1")):
+                last = len(params) - 1
+                call = f"call i32 @simt_barrier_reduce(i32 {o}, i32 {mode}, i32 %a0, i32 {count}, i32 %w, i32 %site)"
+                body = f"  %w = zext i1 %a{last} to i32\n  %r = {call}\n{back}"
+                table[f"barrier.cta.red.{op}{aligned}.{name}"] = Shim(result, params, body)
         add(f"barrier.cluster.arrive{aligned}", "void", "", "simt_cluster_arrive", 0)
         add(f"barrier.cluster.arrive.relaxed{aligned}", "void", "", "simt_cluster_arrive", 1)
         add(f"barrier.cluster.wait{aligned}", "void", "", "simt_cluster_wait")
@@ -235,12 +244,13 @@ def _table() -> dict[str, Shim]:
     for space in (".async", ".async.global", ".async.shared_cta", ".async.shared_cluster"):
         add(f"fence.proxy{space}", "void", "", "simt_fence_proxy")
     inline(
-        "fence.mbarrier_init.release.cluster membar.cta membar.gl membar.sys fence.sc.cluster griddepcontrol.wait "
-        "griddepcontrol.launch.dependents",
+        "fence.mbarrier_init.release.cluster griddepcontrol.wait griddepcontrol.launch.dependents",
         "void",
         "",
         "  ret void\n",
     )
+    for name, device in (("membar.cta", 0), ("membar.gl", 1), ("membar.sys", 1), ("fence.sc.cluster", 0)):
+        add(name, "void", "", "simt_fence", device)
     inline("setmaxnreg.inc.sync.aligned.u32 setmaxnreg.dec.sync.aligned.u32", "void", "i32", "  ret void\n")
     inline("prefetch.tensormap.p0", "void", PTR, "  ret void\n")
 

@@ -7,61 +7,15 @@ from __future__ import annotations
 
 import re
 
-INTRINSICS = """
-declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()
-declare i32 @llvm.nvvm.read.ptx.sreg.ctaid.x()
-declare i32 @llvm.nvvm.read.ptx.sreg.ctaid.y()
-declare i32 @llvm.nvvm.read.ptx.sreg.ntid.x()
-declare i32 @llvm.nvvm.read.ptx.sreg.cluster.ctarank()
-declare float @llvm.nvvm.shfl.sync.bfly.f32(i32, float, i32, i32)
-declare float @llvm.nvvm.shfl.sync.down.f32(i32, float, i32, i32)
-declare i32 @llvm.nvvm.shfl.sync.up.i32(i32, i32, i32, i32)
-declare { i32, i1 } @llvm.nvvm.shfl.sync.idx.i32p(i32, i32, i32, i32)
-declare i32 @llvm.nvvm.redux.sync.add(i32, i32)
-declare i32 @llvm.nvvm.redux.sync.max(i32, i32)
-declare i32 @llvm.nvvm.vote.ballot.sync(i32, i1)
-declare i1 @llvm.nvvm.vote.any.sync(i32, i1)
-declare { i32, i1 } @llvm.nvvm.elect.sync(i32)
-declare void @llvm.nvvm.bar.warp.sync(i32)
-declare void @llvm.nvvm.barrier.cta.sync.aligned.all(i32)
-declare void @llvm.nvvm.barrier.cta.sync.aligned.count(i32, i32)
-declare void @llvm.nvvm.barrier.cta.arrive.aligned.count(i32, i32)
-declare void @llvm.nvvm.barrier.cluster.arrive.aligned()
-declare void @llvm.nvvm.barrier.cluster.wait.aligned()
-declare ptr addrspace(7) @llvm.nvvm.mapa.shared.cluster(ptr addrspace(3), i32)
-declare void @llvm.nvvm.cp.async.cg.shared.global.16(ptr addrspace(3), ptr addrspace(1))
-declare void @llvm.nvvm.cp.async.ca.shared.global.4.s(ptr addrspace(3), ptr addrspace(1), i32)
-declare void @llvm.nvvm.cp.async.commit.group()
-declare void @llvm.nvvm.cp.async.wait.group(i32)
-declare { i32, i32, i32, i32 } @llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3(ptr addrspace(3))
-declare { i32, i32, i32, i32 } @llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16.p3(ptr addrspace(3))
-declare void @llvm.nvvm.stmatrix.sync.aligned.m8n8.x2.b16.p3(ptr addrspace(3), i32, i32)
-declare { float, float, float, float } @llvm.nvvm.mma.m16n8k16.row.col.bf16(i32, i32, i32, i32, i32, i32, float, float, float, float)
-declare { float, float, float, float } @llvm.nvvm.mma.m16n8k16.row.col.f32.f32(<2 x half>, <2 x half>, <2 x half>, <2 x half>, <2 x half>, <2 x half>, float, float, float, float)
-declare { float, float, float, float } @llvm.nvvm.mma.m16n8k8.row.col.tf32(i32, i32, i32, i32, i32, i32, float, float, float, float)
-declare void @llvm.nvvm.mbarrier.init.shared(ptr addrspace(3), i32)
-declare i64 @llvm.nvvm.mbarrier.arrive.scope.cta.space.cta(ptr addrspace(3), i32)
-declare i64 @llvm.nvvm.mbarrier.arrive.expect.tx.scope.cta.space.cta(ptr addrspace(3), i32)
-declare i1 @llvm.nvvm.mbarrier.try.wait.parity.scope.cta.space.cta(ptr addrspace(3), i32)
-declare void @llvm.nvvm.fence.mbarrier_init.release.cluster()
-declare void @llvm.nvvm.fence.proxy.async.shared_cta()
-declare void @llvm.nvvm.cp.async.bulk.tensor.g2s.tile.1d(ptr addrspace(7), ptr addrspace(3), ptr, i32, i16, i64, i1, i1, i32)
-declare void @llvm.nvvm.cp.async.bulk.tensor.g2s.tile.2d(ptr addrspace(7), ptr addrspace(3), ptr, i32, i32, i16, i64, i1, i1, i32)
-declare void @llvm.nvvm.cp.async.bulk.tensor.g2s.tile.3d(ptr addrspace(7), ptr addrspace(3), ptr, i32, i32, i32, i16, i64, i1, i1, i32)
-declare void @llvm.nvvm.cp.async.bulk.tensor.s2g.tile.2d(ptr addrspace(3), ptr, i32, i32, i64, i1)
-declare void @llvm.nvvm.cp.async.bulk.commit.group()
-declare void @llvm.nvvm.cp.async.bulk.wait.group(i32)
-declare void @llvm.nvvm.wgmma.fence.sync.aligned()
-declare void @llvm.nvvm.wgmma.commit_group.sync.aligned()
-declare float @llvm.nvvm.ex2.approx.f32(float)
-declare float @llvm.nvvm.lg2.approx.f(float)
-declare float @llvm.nvvm.rsqrt.approx.f(float)
-declare float @llvm.nvvm.rcp.approx.ftz.f(float)
-declare float @llvm.nvvm.sin.approx.f(float)
-declare float @llvm.nvvm.cos.approx.f(float)
-declare float @llvm.fma.f32(float, float, float)
-"""
-_DECLARED = {re.search(r"@([\w.]+)", line)[1]: line for line in INTRINSICS.strip().splitlines()}
+from .intrinsics import INTRINSICS
+
+
+def declaration(name: str) -> str:
+    """The declaration of `llvm.<name>`."""
+    if name == "fma.f32":
+        return "declare float @llvm.fma.f32(float, float, float)"
+    shim = INTRINSICS[name.removeprefix("nvvm.")]
+    return f"declare {shim.result} @llvm.{name}({', '.join(shim.params)})"
 
 
 class Text:
@@ -142,8 +96,8 @@ class Text:
 
     def module(self) -> str:
         body = "\n".join([*self.lines, "  ret void", "}"])
-        used = dict.fromkeys(re.findall(r"@(llvm[\w.]+)\(", body))
-        return "\n".join([*self.head, *(_DECLARED[n] for n in used), body]) + "\n"
+        used = dict.fromkeys(re.findall(r"@llvm\.([\w.]+)\(", body))
+        return "\n".join([*self.head, *map(declaration, used), body]) + "\n"
 
 
 def vector_add(bound: str = "%n") -> str:

@@ -91,8 +91,9 @@ static void check_flags(const region *g, const char *p, uint32_t size, int write
 }
 
 void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, uint32_t site) {
-  if (--M.fuel < 0) bad(E_SPIN, NULL, p, size, site, "a quarter of a billion accesses without a wait: does it wait for another block? (blocks run one after another)");
-  if ((uint64_t)(p - f->stack) < (512 << 10)) return; /* its own stack: local memory */
+  if (--M.fuel < 0) bad(E_SPIN, NULL, p, size, site, "a billion accesses without a wait: does it wait for another block? (blocks run one after another)");
+  if ((uint64_t)(p - f->stack) < (260 << 10)) return; /* its own stack: local memory */
+  f->polled = NULL, M.idle = 0;
   region *g = region_of(p);
   int writes = kind == WRITE || kind == ATOMIC;
   if (!g) bad(E_BOUNDS, NULL, p, size, site, writes ? "writes outside of every array" : "reads outside of every array");
@@ -126,12 +127,44 @@ void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, u
 
 void simt_read(char *p, uint32_t size, uint32_t align, uint32_t site) { access_memory(M.current, p, size, align, READ, site); }
 void simt_write(char *p, uint32_t size, uint32_t align, uint32_t site) { access_memory(M.current, p, size, align, WRITE, site); }
-void simt_atomic_read(char *p, uint32_t size, uint32_t align, uint32_t site) { access_memory(M.current, p, size, align, ATOMIC_READ, site); }
 
-/* An atomic also orders blocks: what a block did that had come to an atomic earlier is known to one that comes later. */
+/* A thread that comes to the same atomic again and again without touching other memory polls: let the others run. */
+static void atomic_access(char *p, uint32_t size, uint32_t align, int kind, uint32_t site) {
+  fiber *f = M.current;
+  if (f->polled != p || f->poll_site != site) f->polled = p, f->poll_site = site, f->polls = 0;
+  else if (++f->polls % 8 == 0) suspend(WAIT_POLL, "a polling loop", p, site);
+  f->saw_atomic = 1;
+  access_memory(f, p, size, align, kind, site);
+  f->polled = p;
+}
+void simt_atomic_read(char *p, uint32_t size, uint32_t align, uint32_t site) { atomic_access(p, size, align, ATOMIC_READ, site); }
+
+/* Atomics order nothing by themselves: a fence before one publishes what was done, a fence after one learns of it.
+   (All atomics count as one place, so some races through them are missed, and none is invented.) */
 void simt_atomic(char *p, uint32_t size, uint32_t align, uint32_t site) {
-  M.released[M.number - M.first] = 1, M.acquired = 1;
-  access_memory(M.current, p, size, align, ATOMIC, site);
+  fiber *f = M.current;
+  atomic_access(p, size, align, ATOMIC, site);
+  if (!f->published) return;
+  release_into(&M.atomic_sum, &M.atomic_merged, f);
+  if (f->published > 1) M.released[M.number - M.first] = 1;
+}
+
+void simt_fence(uint32_t device, uint32_t site) {
+  fiber *f = M.current;
+  M.report.site = site;
+  if (f->saw_atomic) {
+    acquire(f, M.atomic_sum);
+    if (device) M.acquired = 1;
+  }
+  f->published = device ? 2 : f->published ? f->published : 1;
+}
+
+/* Lanes of a vector, those that are switched on. */
+void simt_read_lanes(char *p, uint32_t size, uint64_t lanes, uint32_t align, uint32_t site) {
+  for (; lanes; lanes &= lanes - 1) access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, READ, site);
+}
+void simt_write_lanes(char *p, uint32_t size, uint64_t lanes, uint32_t align, uint32_t site) {
+  for (; lanes; lanes &= lanes - 1) access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, WRITE, site);
 }
 
 void simt_read_range(char *p, uint64_t size, uint32_t site) {

@@ -61,11 +61,13 @@ typedef struct {
   char *stack;
   int id, rank, warp, lane, state; /* warp: numbered through the cluster */
   uint32_t tid[3], clock, fenced;
-  int fence_fresh, wgmma_fence, in_cluster_barrier, stores, store_group, wgmma_groups;
+  int fence_fresh, published, saw_atomic, polls, wgmma_fence, in_cluster_barrier, stores, store_group, wgmma_groups;
   clocks *know;
   void *args;
   const char *waits_in;
   void *waits_for;
+  char *polled;
+  uint32_t poll_site, counted;
   uint32_t site;
   copies copies;
 } fiber;
@@ -78,7 +80,7 @@ typedef struct {
 typedef struct {
   int arrived, needed;
   clocks *sum, *merged;
-  uint32_t lanes[32], site[32];
+  uint32_t predicates, lanes[32], site[32];
 } barrier;
 
 typedef struct {
@@ -87,13 +89,14 @@ typedef struct {
   warp warp[MAX_THREADS / 32];
   barrier barrier[MAX_RANKS][16];
   int cluster_arrived;
-  clocks *cluster_sum, *cluster_merged;
+  clocks *cluster_sum, *cluster_merged, *atomic_sum, *atomic_merged;
   fiber *current;
   void *scheduler;
   uint32_t grid[3], block[3], cluster[3], ctaid[MAX_RANKS][3];
   uint64_t number, first; /* of this cluster, and of the launch's first */
   uint32_t random, async_clock;
   int64_t fuel;
+  int idle; /* rounds in which polling loops were all that ran */
   region region[MAX_REGIONS];
   int regions; /* the first `ranks` are the shared memories */
   uint8_t *released;

@@ -9,7 +9,7 @@
 enum { RING = 64, TAG = 0x7fe00000, THREADS = 128, BF16 = 0, F16 = 1, TF32 = 2, TRANSPOSE_A = 1, TRANSPOSE_B = 2, A_IN_REGISTERS = 4 };
 
 typedef struct {
-  uint32_t id, done, n, kind, flags, accumulate, site;
+  uint32_t id, done, confirmed, n, kind, flags, accumulate, site;
   int group;
   uint64_t a, b;
   fiber *leader;
@@ -67,23 +67,28 @@ static float element(const char *p, uint32_t i, uint32_t kind) {
   return kind == BF16 ? from_bf16(h) : from_f16(h);
 }
 
-/* The operand as floats (to != NULL), or a hold of its pieces that begins or ends. */
+/* The operand as floats (to != NULL); or a hold of its pieces that begins or ends; or (step 0) a note that they were read. */
 static void operand_pieces(product *p, int is_b, float *to, int step) {
   uint32_t bytes = p->kind == TF32 ? 4 : 2, depth = 32 / bytes, per = 16 / bytes, rows = is_b ? p->n : 64;
   int transposed = p->flags & (is_b ? TRANSPOSE_B : TRANSPOSE_A);
   char *base = M.region[p->leader->rank].base;
   uint32_t mn_step = transposed ? per : 1, k_step = transposed ? 1 : per;
+  if (!is_b && p->flags & A_IN_REGISTERS) return;
   for (uint32_t mn = 0; mn < rows; mn += mn_step)
     for (uint32_t k = 0; k < depth; k += k_step) {
       char *at = piece(base, is_b ? p->b : p->a, transposed, mn, k, bytes);
       if (to)
         for (uint32_t i = 0; i < per; i++) to[(transposed ? mn + i : mn) * depth + (transposed ? k : k + i)] = element(at, i, p->kind);
-      else {
+      else if (step) {
         if (step > 0 && M.check) simt_check_proxy(p->leader, at, 16, p->site);
         shared_hold(p->leader, at, 16, step, p->site);
-        if (step < 0 && M.check) access_memory(p->leader, at, 16, 16, READ, p->site);
-      }
+      } else if (M.check) access_memory(p->leader, at, 16, 16, READ, p->site);
     }
+}
+
+static void operands(product *p, int step) {
+  operand_pieces(p, 0, NULL, step);
+  operand_pieces(p, 1, NULL, step);
 }
 
 static uint32_t resolved(warpgroup *g, uint32_t v) {
@@ -124,14 +129,15 @@ static void compute(warpgroup *g, product *p) {
       for (uint32_t j = 0; j < p->n; j++) sum[i][j] += a[i * depth + k] * transposed[k][j];
   EACH(t, r, row, column) memcpy(&p->d[t][r], &sum[row][column], 4);
   p->done = 1;
-  if (!(p->flags & A_IN_REGISTERS)) operand_pieces(p, 0, NULL, -READER);
-  operand_pieces(p, 1, NULL, -READER);
+  operands(p, -READER);
 }
 
 static void complete(fiber *f, warpgroup *g, int pending) {
   for (uint32_t i = g->issued > RING ? g->issued - RING : 0; i < g->issued; i++) {
     product *p = g->ring[i % RING];
-    if (!p->done && p->group + pending < f->wgmma_groups) compute(g, p);
+    if (p->group + pending >= f->wgmma_groups) continue;
+    if (!p->done) compute(g, p);
+    if (p->leader == f && !p->confirmed) p->confirmed = 1, operands(p, 0); /* the reads end now: not when it was issued */
   }
 }
 
@@ -153,15 +159,14 @@ void simt_wgmma(uint32_t kind, uint32_t n, uint32_t flags, const uint32_t *in, u
   product **slot = &g->ring[id % RING], *p = *slot;
   if (!p) p = *slot = malloc(sizeof *p);
   else if (id >= RING && !p->done) fail(E_INVALID, "more than %d wgmma in flight", RING);
-  p->id = id, p->done = 0, p->n = n, p->kind = kind, p->flags = flags, p->accumulate = accumulate, p->site = site;
+  p->id = id, p->done = p->confirmed = 0, p->n = n, p->kind = kind, p->flags = flags, p->accumulate = accumulate, p->site = site;
   p->group = f->wgmma_groups, p->a = a, p->b = b, p->leader = M.fiber + f->id / THREADS * THREADS + THREADS - 1;
   for (int t = 0; t < THREADS; t++) {
     const operand *o = &g->operand[t];
     memcpy(p->d[t], o->in, 2 * n), memcpy(p->registers[t], o->in + n / 2, flags & A_IN_REGISTERS ? 16 : 0);
     for (uint32_t r = 0; r < n / 2; r++) o->out[r] = TAG | (id & 0x3fff) << 7 | r;
   }
-  if (!(flags & A_IN_REGISTERS)) operand_pieces(p, 0, NULL, READER);
-  operand_pieces(p, 1, NULL, READER);
+  operands(p, READER);
   wake(WAIT_WARP, g);
 }
 
