@@ -20,6 +20,9 @@ class DType:
     kind: str
     bits: int
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @property
     def size(self) -> int:
         """Bytes of one element in memory."""

@@ -24,7 +24,7 @@ from ..ops.movement import Broadcast, Reshape
 from ..ops.random import Random
 from ..ops.scan import Scan
 from .align import Dims, factors, follow, gatherable
-from .families import GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
+from .families import ELEMENTWISE, GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
 from .groups import Group
 from .grown import Groups, Grown
 from .nests import DEAR, NESTS
@@ -91,12 +91,13 @@ class _Sweep(Groups):
     def _late(self, writes: int) -> set[Node]:
         """Pointwise nodes that serve only new values of state: these are written last, so that a step that fails
         leaves state alone."""
-        late = set(self.graph.outputs[len(self.graph.outputs) - writes :])
+        written = self.graph.outputs[len(self.graph.outputs) - writes :]
+        late = {n for n in written if type(n.op) in POINTWISE}
         for n in reversed(self.graph.nodes):
-            users, free = self.users[n], n not in self.must and type(n.op) in POINTWISE
-            if free and users and all(u in late and type(u.op) in POINTWISE for u in users):
+            users = self.users[n]
+            if users and late.issuperset(users) and n not in self.must and type(n.op) in POINTWISE:
                 late.add(n)
-        return late
+        return late.union(written)
 
     # ---- groups
     def demand(self, node: Node) -> int:
@@ -269,31 +270,40 @@ class _Sweep(Groups):
 
     # ---- pointwise nodes
     def _pointwise(self, n: Node) -> None:
-        bits, blocked = 0, []
+        op, bits, price = n.op, 0, getattr(n.op, "cost", 1)
         found: dict[Grown, Dims] = {}
-        carried: list[Node] = []
-        self._spill(n)
+        blocked: list[Grown] = []
+        elementwise = type(op) in ELEMENTWISE
+        noisy = type(op) is Random
         for i, x in enumerate(n.inputs):
+            noisy = noisy or x in self.noisy
             if x not in self.carry:
-                bits |= self.direct[x]
-                continue
-            carried.append(x)
+                if x in self.leaf or not self._spills(x, n):
+                    bits |= self.direct[x]
+                    price += self.price[x]
+                    continue
+                self._store(x)
+            price += self.price[x]
             g = self.find(self.carry[x])
-            dims = follow(self.dims[x], n, i)
-            picked = i == 0 and type(n.op) in GATHERS and not gatherable(x, ())
-            if found.get(g, dims) != dims or self.depth[x] >= DEPTH or picked or not self._accepts(g, n, dims):
+            dims = self.dims[x] if elementwise else follow(self.dims[x], n, i)
+            picked = i == 0 and type(op) in GATHERS and not gatherable(x, ())
+            late = n in self.late and g.kind != "map"
+            if found.setdefault(g, dims) != dims or self.depth[x] >= DEPTH or picked or late:
                 blocked.append(g)
-            found.setdefault(g, dims)
-        self.price[n] = min(getattr(n.op, "cost", 1) + sum(self.price[x] for x in n.inputs), 1 << 16)
-        if type(n.op) is Random or any(x in self.noisy for x in n.inputs):
+            elif not (elementwise and g.kind != "rows") and not self._aligned(g, n, dims):
+                blocked.append(g)  # (an element-wise node has the axes that its input was accepted with)
+        self.price[n] = min(price, 1 << 16)
+        if noisy:
             self.noisy.add(n)
         host = self._choose(n, found, blocked, bits) if found else None
-        here = [x for x in carried if self.find(self.carry[x]) is host]
-        for x in carried:
-            if x not in here:
-                bits |= self.demand(x)
         # What another group hands over starts a new chain: depth counts within a group.
-        self.depth[n] = 1 + max((self.depth[x] for x in n.inputs if x not in self.carry or x in here), default=0)
+        depth = 0
+        for x in n.inputs:
+            if x in self.carry and self.find(self.carry[x]) is not host:
+                bits |= self.demand(x)
+            elif self.depth[x] > depth:
+                depth = self.depth[x]
+        self.depth[n] = 1 + depth
         if host is not None:
             self.carry[n], self.dims[n], self.direct[n] = host, found[host], 0
             self.depend(host, bits)
@@ -304,10 +314,6 @@ class _Sweep(Groups):
         self.direct[n] = bits
         if n in self.must:
             self._store(n)
-
-    def _accepts(self, g: Grown, n: Node, dims: Dims) -> bool:
-        """Whether a group may compute n, which has its shared axes at `dims`."""
-        return (n not in self.late or g.kind == "map") and self._aligned(g, n, dims)
 
     def _aligned(self, g: Grown, n: Node, dims: Dims) -> bool:
         """Whether n has all shared axes of the group (a map may become rows that share its axes)."""
@@ -325,6 +331,12 @@ class _Sweep(Groups):
 
     def _choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:
         """The group that computes n; others are merged into it or read through memory."""
+        if len(found) == 1 and not blocked:
+            (g,) = found
+            if bits and self.closure(bits) & g.mask:
+                return None
+            self._widen(g, n, found[g])
+            return g
         ready = [g for g in found if g not in blocked]
         for g in blocked:
             bits |= g.mask
@@ -368,15 +380,11 @@ class _Sweep(Groups):
             return False
         return prod(g.extents[i] for i in rows) >= ROWS or g.work + h.work <= SMALL
 
-    def _spill(self, n: Node) -> None:
-        """Store inputs whose recomputation would multiply work, or grow without bound."""
-        for x in n.inputs:
-            if x in self.carry or x in self.leaf:
-                continue
-            repeats = type(n.op) is Broadcast and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR
-            twice = x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4
-            if repeats or twice or self.depth[x] >= DEPTH:
-                self._store(x)
+    def _spills(self, x: Node, n: Node) -> bool:
+        """Whether to store what n reads: computing it again would multiply work, or grow without bound."""
+        if type(n.op) is Broadcast and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR:
+            return True
+        return self.depth[x] >= DEPTH or (x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4)
 
     def _store(self, x: Node) -> None:
         """A value of memory only becomes a group of its own, next to others that read the same."""

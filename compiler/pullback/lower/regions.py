@@ -6,8 +6,10 @@ nodes become one kernel; equal groups (the layers of a network) are written once
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from ..graph.content import identity
 from ..graph.graph import Graph, Node
 from ..graph.types import TensorType
 from ..ops.indexing import ScatterAdd
@@ -23,10 +25,13 @@ from .summation import partial_shape
 
 @dataclass(eq=False)
 class Lowering:
-    """Kernels that were written already, by the structure of their groups.  One object may serve many graphs."""
+    """Kernels that were written already, with their labels, by the structure of their groups.  One object may serve
+    many graphs."""
 
     fusion: bool = True
-    written: dict[tuple, Written] = field(default_factory=dict)
+    written: dict[tuple, tuple[Written, str]] = field(default_factory=dict)
+    codes: dict[Hashable, int] = field(default_factory=dict)
+    """Numbers of ops and types, from which structures are made."""
 
     def region(self, graph: Graph, writes: int = 0) -> Region:
         return _Region(self, graph, form_groups(graph, self.fusion, writes)).build()
@@ -47,6 +52,8 @@ class _Region:
         self.lowering, self.graph, self.fusion = lowering, graph, fusion
         self.values: dict[Node, Value] = {}
         self.partials: dict[Node, Value] = {}
+        self.types: dict[int, int] = {}
+        self.operations: dict[Node, int] = {}
 
     def build(self) -> Region:
         inputs = tuple(self._value(n, n.op.label) for n in self.graph.inputs)
@@ -80,18 +87,50 @@ class _Region:
         if not any(n.type.size for n in (*group.outputs, *group.sinks)):
             return None
         cone = self.fusion.cones[group]
-        key = structure(group, cone)
-        written = self.lowering.written.get(key)
-        if written is None:
-            written = self.lowering.written[key] = write(group, cone)
+        nodes = tuple([n for n in cone.nodes if n not in cone.external])
+        key = self._structure(group, cone)
+        found = self.lowering.written.get(key)
+        if found is None:
+            found = self.lowering.written[key] = write(group, cone), _label(nodes)
+        written, label = found
         arguments = tuple(
             self._partial(cone.nodes[k]) if what == "partial" else self._value(cone.nodes[k])
             for what, k in written.parameters
         )
-        nodes = tuple(n for n in cone.nodes if n not in cone.external)
         sites = tuple(_site(cone.nodes[k]) for k in written.sites)
         main = (*group.staged, *group.finished, *group.sinks, *reversed(group.outputs))[0]
-        return Piece(written.kernel, arguments, main.loc, _label(nodes), sites, nodes)
+        return Piece(written.kernel, arguments, main.loc, label, sites, nodes)
+
+    def _structure(self, group: Group, cone: Cone) -> tuple:
+        """What a group's kernel depends on: equal keys, equal kernels."""
+        number = {n: k for k, n in enumerate(cone.nodes)}
+        items = []
+        for n in cone.nodes:
+            if n in cone.external:
+                items.append(-1 - self._type(n))
+            elif n in cone.chunked:
+                items.append((self._operation(n), -1 - self._type(n.inputs[0])))
+            else:
+                items.append((self._operation(n), *[number[x] for x in n.inputs]))
+        dims = tuple([group.dims.get(n) for n in group.outputs])
+        roles = (group.staged, group.finished, group.sinks, group.outputs)
+        return (group.kind, group.rows, tuple(items), dims, *[tuple([number[n] for n in r]) for r in roles])
+
+    def _type(self, n: Node) -> int:
+        code = self.types.get(id(n.type))  # few type objects serve many nodes
+        if code is None:
+            code = self.types[id(n.type)] = self._code(n.type)
+        return code
+
+    def _operation(self, n: Node) -> int:
+        """The number of an op with its result's type."""
+        code = self.operations.get(n)
+        if code is None:
+            code = self.operations[n] = self._code((identity(n.op), self._type(n)))
+        return code
+
+    def _code(self, what: Hashable) -> int:
+        return self.lowering.codes.setdefault(what, len(self.lowering.codes))
 
     # ---- a scan
     def _loop(self, group: Group) -> LoopPiece:
@@ -123,22 +162,6 @@ class _Region:
             scan.loc,
             tuple(group.outputs),
         )
-
-
-def structure(group: Group, cone: Cone) -> tuple:
-    """What a group's kernel depends on: equal keys, equal kernels."""
-    number = {n: k for k, n in enumerate(cone.nodes)}
-    items = []
-    for n in cone.nodes:
-        if n in cone.external:
-            items.append(n.type)
-        elif n in cone.chunked:
-            items.append((n.op, n.inputs[0].type, n.type))
-        else:
-            items.append((n.op, n.type, tuple(number[x] for x in n.inputs)))
-    dims = tuple(group.dims.get(n) for n in group.outputs)
-    roles = (group.staged, group.finished, group.sinks, group.outputs)
-    return (group.kind, group.rows, tuple(items), dims, *(tuple(number[n] for n in r) for r in roles))
 
 
 def _label(nodes: tuple[Node, ...]) -> str:

@@ -6,6 +6,7 @@ reductions below it and what is in memory anyway.  `choose` compares the two by 
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from ..graph.graph import Node
@@ -24,47 +25,65 @@ def choose(g: Grown, sweep: _Sweep, memory: set[Node]) -> list[Node]:
     wanted = sorted((n for n in g.demands if n not in stored), key=sweep.at.__getitem__)
     if not wanted:
         return []
-    anchors: dict[Node, None] = {}
+    anchors = {*g.staged, *g.finished}
+    if anchors.issuperset(wanted):
+        return wanted
+    below: dict[Node, None] = {}
     for n in wanted:
-        anchors.update(dict.fromkeys(_below(n, g, stored, memory)[0]))
+        below.update(dict.fromkeys(_below(n, anchors, stored, memory)))
     best, least = wanted, None
-    for first in ([], list(anchors)):
+    for first in ([], list(below)):
         chosen = dict.fromkeys(first)
         cost = sum(2.0 * n.type.nbytes for n in chosen)
         for n in wanted:
             if n in chosen:
                 continue
-            missing, work, read = _below(n, g, stored | chosen.keys(), memory)
-            again = WORK * work * n.type.size + read
             store = 2.0 * n.type.nbytes
-            if missing or again > store:
+            again = _again(n, anchors, stored | chosen.keys(), memory, store)
+            if again > store:
                 chosen[n] = None
-                cost += store
-            else:
-                cost += again
+            cost += min(again, store)
         if least is None or cost < least:
             best, least = list(chosen), cost
     return best
 
 
-def _below(n: Node, g: Grown, stored: set[Node], memory: set[Node]) -> tuple[list[Node], int, int]:
-    """Computing n again outside of g: reductions that are not stored, operations, bytes read besides."""
-    missing, work, read = [], 0, 0
+def _below(n: Node, anchors: set[Node], stored: set[Node], memory: set[Node]) -> list[Node]:
+    """The reductions that computing n again would read, and that are not stored."""
+    found, seen, stack = [], {n}, [n]
+    while stack:
+        x = stack.pop()
+        if x in stored or x in memory:
+            continue
+        if x in anchors:
+            found.append(x)
+        else:
+            for y in x.inputs:
+                if y not in seen:
+                    seen.add(y)
+                    stack.append(y)
+    return found
+
+
+def _again(n: Node, anchors: set[Node], stored: set[Node], memory: set[Node], limit: float) -> float:
+    """Computing n again outside of its group, from what is stored: operations, and bytes read besides; inf where a
+    reduction below it is not stored, or beyond the limit."""
+    cost, size = 0.0, n.type.size
     seen, stack = {n}, [n]
-    anchors = {*g.staged, *g.finished}
     while stack:
         x = stack.pop()
         if x in stored:
             continue
-        if x in anchors:
-            missing.append(x)
-            continue
         if x in memory:
-            read += x.type.nbytes if 2 * x.type.size >= n.type.size else 0
-            continue
-        work += getattr(x.op, "cost", 1)
-        for y in x.inputs:
-            if y not in seen:
-                seen.add(y)
-                stack.append(y)
-    return missing, work, read
+            cost += x.type.nbytes if 2 * x.type.size >= size else 0
+        elif x in anchors:
+            return inf
+        else:
+            cost += WORK * size * getattr(x.op, "cost", 1)
+            for y in x.inputs:
+                if y not in seen:
+                    seen.add(y)
+                    stack.append(y)
+        if cost > limit:
+            return inf
+    return cost
