@@ -157,7 +157,7 @@ class ThreadEmitter(Emitter):
         super().__init__(kernel, b, pointers, status)
         self.aligned = aligned
         self.threads = threads_of(kernel)
-        self.across = distribution(kernel)
+        self.spread = distribution(kernel)
         self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
         self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
@@ -230,7 +230,7 @@ class ThreadEmitter(Emitter):
         """Registers: every thread its own.  Memory: the threads that the loops around choose, else the first."""
         if self.buffers[s.buffer].space in PRIVATE:
             return super().store(s, value)
-        if value is None and self.across and any(self._crosses(x) for x in loads(s.value)):
+        if value is None and self.spread and any(self._crosses(x) for x in loads(s.value)):
             self._active(None, None)
             value = self.evaluate(s.value)  # all lanes take part in shuffles
         with self._chosen():
@@ -281,12 +281,12 @@ class ThreadEmitter(Emitter):
         """An index among the elements that each thread has."""
         if not isinstance(i, Affine):
             return i
-        unit = WARP if self.across.get(buffer.name) == d else 1
+        unit = WARP if self.spread.get(buffer.name) == d else 1
         return Affine(i.const // unit, tuple((n, c // unit) for n, c in i.terms if n not in self.bound))
 
     def _layout(self, buffer: Buffer) -> Buffer:
         """What each thread has of a private buffer."""
-        d = self.across.get(buffer.name)
+        d = self.spread.get(buffer.name)
         if d is None:
             return buffer
         own = self._layouts.get(buffer.name)
@@ -299,13 +299,13 @@ class ThreadEmitter(Emitter):
         v = super().load(e)
         if not self._crosses(e):
             return v
-        i = e.index[self.across[e.buffer]]
+        i = e.index[self.spread[e.buffer]]
         moves = any(n in self.bound for n, _ in i.terms)
         return shuffle(self.b, v, "down" if moves else "idx", i.const % WARP)
 
     def _crosses(self, e: Load) -> bool:
         """Is another lane's element read?"""
-        d = self.across.get(e.buffer)
+        d = self.spread.get(e.buffer)
         if d is None:
             return False
         i = e.index[d]

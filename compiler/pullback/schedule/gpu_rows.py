@@ -81,20 +81,21 @@ def _separate(kernel: Kernel) -> Kernel:
     if not shared:
         return kernel
 
-    def apart(stmts: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    def apart(stmts: tuple[Stmt, ...], again: bool) -> tuple[Stmt, ...]:
+        """`again`: something before has touched the memory, perhaps in the iteration before."""
         out: list[Stmt] = []
         for s in stmts:
-            lanes = isinstance(s, Loop) and s.binding == "lane"
-            if isinstance(s, Loop) and not lanes:
-                s = replace(s, body=apart(s.body))
             touches = not shared.isdisjoint(written((s,)) | read((s,)))
-            out += (Barrier(), s, Barrier()) if touches else (s,)
+            if isinstance(s, Loop) and s.binding != "lane":
+                s = replace(s, body=apart(s.body, s.role != "parallel"))
+            out += (Barrier(), s) if touches and again else (s,)
+            again |= touches
         return tuple(out)
 
     chain, body = outer_chain(kernel)
     for s in reversed(chain):
-        body = (replace(s, body=body if s is not chain[-1] else apart(body)),)
-    return replace(kernel, body=body if chain else apart(kernel.body))
+        body = (replace(s, body=body if s is not chain[-1] else apart(body, False)),)
+    return replace(kernel, body=body if chain else apart(kernel.body, False))
 
 
 def _deal(kernel: Kernel, chain: list[Loop], limits: GpuLimits) -> Kernel:

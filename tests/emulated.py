@@ -1,0 +1,123 @@
+"""Compiled GPU kernels and plans on the emulator: what tests compare with the evaluators, bit for bit.
+
+A plan runs here as a runtime would run it on a device: the bases in device memory, one launch for each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from simt.emulator import Emulator, Module, device_array
+
+from pullback.codegen.ptx import (
+    STATUS_WORDS,
+    call_number,
+    emit_kernel,
+    launch_shape,
+    loop_symbol,
+    module,
+    plan_module,
+    symbol,
+)
+from pullback.codegen.target import Target
+from pullback.kernel.content import with_blocks
+from pullback.kernel.interpret import decode, encode, memory_type
+from pullback.kernel.kernel import Kernel
+from pullback.kernel.plan import MAX_LOOPS, Call, Launch, Plan, Step
+
+ORDERS = ("forward", "reverse", "random:7")
+"""The orders in which threads and blocks run."""
+
+
+def load(kernels: dict[str, Kernel], target: Target) -> Module:
+    """One module of scheduled kernels, for this machine."""
+    return Emulator().load(module([emit_kernel(key, k, target) for key, k in kernels.items()], target))
+
+
+def run_kernel(
+    loaded: Module, key: str, kernel: Kernel, target: Target, arrays: dict[str, np.ndarray], order: str = "forward"
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """(name -> every array that is stored to, the status record)."""
+    loaded.emulator = loaded.emulator.with_order(order)
+    memory = {}
+    for p in kernel.params:
+        memory[p.name] = x = device_array(max(p.size, 1), memory_type(p.dtype))
+        x.view(np.uint8)[...] = 0xFF
+        if p.name in arrays:
+            _view(x, p)[...] = encode(np.reshape(arrays[p.name], p.shape), p.dtype)
+    status = device_array(STATUS_WORDS, np.int64)
+    blocks, threads = launch_shape(kernel)
+    if blocks:
+        loaded.launch(symbol(key, target), blocks, threads, [*memory.values(), status, 0])
+    results = {p.name: decode(_view(memory[p.name], p), p.dtype).astype(p.dtype.numpy) for p in kernel.params}
+    return {n: x for n, x in results.items() if n in kernel.outputs}, status.tolist()
+
+
+def _view(flat: np.ndarray, b) -> np.ndarray:
+    return np.lib.stride_tricks.as_strided(flat, b.shape, [s * flat.itemsize for s in b.step])
+
+
+class EmulatedPlan:
+    """The functions of a plan on one emulated device.  `state`: its bytes, changed in place."""
+
+    def __init__(self, plan: Plan, target: Target, order: str = "forward"):
+        self.plan, self.target, self.order = plan, target, order
+        self.loaded = Emulator().load(plan_module(plan, target))
+        self.state = device_array(max(plan.state_bytes, 1), np.uint8)
+        self.constants = device_array(max(len(plan.constants), 1), np.uint8)
+        self.constants[: len(plan.constants)] = np.frombuffer(plan.constants, np.uint8)
+
+    def call(self, name: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One step; `status` afterwards says whether a check failed."""
+        self.loaded.emulator = self.loaded.emulator.with_order(self.order)
+        f = next(f for f in self.plan.functions if f.name == name)
+        arena = device_array(max(f.arena, 1), np.uint8)
+        arena[...] = 0xFF
+        outputs = [device_array(max(t.nbytes, 1), np.uint8) for t in f.outputs]
+        bases = [arena, self.state, self.constants]
+        for x, t in zip(inputs, f.inputs, strict=True):
+            raw = np.ascontiguousarray(encode(x, t.dtype)).reshape(-1).view(np.uint8)
+            base = device_array(max(raw.size, 1), np.uint8)
+            base[: raw.size] = raw
+            bases.append(base)
+        self.status = device_array(STATUS_WORDS, np.int64)
+        self.counters = device_array(MAX_LOOPS, np.int64)
+        self.number = 0
+        for i, step in enumerate(f.steps):
+            self._run(step, 0, [*bases, *outputs], i >= f.commit)
+        return [
+            decode(b[: t.nbytes].view(memory_type(t.dtype)), t.dtype).astype(t.dtype.numpy).reshape(t.shape)
+            for b, t in zip(outputs, f.outputs, strict=True)
+        ]
+
+    def _run(self, step: Step, depth: int, bases: list[np.ndarray], committed: bool) -> None:
+        if isinstance(step, Launch):
+            for c in step.calls:
+                self._launch(c, depth, bases, committed)
+            return
+        for i in reversed(range(step.count)) if step.reverse else range(step.count):
+            for inner in step.body:
+                self.counters[depth] = i
+                self._run(inner, depth + 1, bases, committed)
+        self.counters[depth] = 0
+
+    def _launch(self, c: Call, depth: int, bases: list[np.ndarray], committed: bool) -> None:
+        kernel = with_blocks(self.plan.kernels[c.kernel], c.blocks)
+        if not c.blocks:
+            return
+        arguments = []
+        for a, p in zip(c.arguments, kernel.params, strict=True):
+            end = a.offset + max(p.size, 1) * p.dtype.size
+            moved = any(a.strides)  # then the whole base: where it ends up depends on the counters
+            arguments.append(bases[a.base][a.offset : None if moved else end])
+        arguments += [self.status, call_number(self.number, committed)]
+        self.number += 1
+        name = symbol(c.kernel, self.target)
+        if depth:
+            strides = device_array(MAX_LOOPS * max(len(c.arguments), 1), np.int64)
+            for i, a in enumerate(c.arguments):
+                strides[MAX_LOOPS * i : MAX_LOOPS * i + len(a.strides)] = a.strides
+            arguments += [self.counters, strides]
+            name = loop_symbol(c.kernel, self.target)
+        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments)

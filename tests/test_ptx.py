@@ -1,0 +1,355 @@
+"""Kernels for GPUs give the bits that the kernel evaluator predicts, whatever the order of threads: on the emulator.
+
+Every op sample, groups of rows, whole training steps.  `ptxas` (where it is found) assembles all of it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import schedule_nests as nests
+import test_kernel_bits as models
+from emulated import ORDERS, EmulatedPlan, load, run_kernel
+from op_samples import samples
+from simt import native
+from simt.emulator import EmulationError
+
+import pullback as pb
+from pullback import nn, optim, passes
+from pullback.codegen.numpy_math import numpy_functions
+from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, translate
+from pullback.codegen.threads import distribution, threads_of
+from pullback.config import Options
+from pullback.driver import Build
+from pullback.dsl.trace import parse_dims, trace_functions, trace_script
+from pullback.errors import BuildError, VerifyError
+from pullback.kernel.content import content_key
+from pullback.kernel.evaluate import evaluate, evaluate_plan
+from pullback.kernel.kernel import Kernel, walk
+from pullback.kernel.text import parse_kernel, print_kernel
+from pullback.kernel.verify import verify
+from pullback.lower.groups import Piece, Region
+from pullback.lower.regions import lower
+from pullback.schedule import family, schedule
+from pullback.schedule.gpu import schedule_gpu
+from pullback.schedule.gpu_limits import GpuLimits
+
+SM90 = gpu_target("sm_90")
+SEED_BYTES = 64
+"""The seed lies first in the state, on a cache line of its own."""
+EXAMPLES = Path(__file__).parents[1] / "examples"
+needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas on the PATH")
+
+
+def bits(x: np.ndarray) -> bytes:
+    """Every NaN alike."""
+    return np.where(x != x, np.zeros((), x.dtype), x).tobytes() + (x != x).tobytes()
+
+
+def check(kernels: dict[str, tuple[Kernel, Kernel]], target=SM90) -> None:
+    """key -> (kernel, scheduled): the same bits in every order of threads."""
+    loaded = load({key: after for key, (_, after) in kernels.items()}, target)
+    for key, (before, after) in kernels.items():
+        arrays = nests.arrays_for(before)
+        wanted = evaluate(before, arrays, functions=numpy_functions())
+        for order in ORDERS:
+            got, status = run_kernel(loaded, key, after, target, arrays, order)
+            assert not any(status), print_kernel(after)
+            for name, x in wanted.items():
+                assert bits(got[name].reshape(x.shape)) == bits(x), f"{name}, {order}: {print_kernel(after)}"
+
+
+def scheduled(kernel: Kernel, limits: GpuLimits | None = None) -> Kernel:
+    after = schedule_gpu(kernel, SM90, family(kernel), (), limits) if limits else schedule(kernel, SM90)
+    verify(after, SM90)
+    return after
+
+
+def op_kernels() -> dict[str, Kernel]:
+    """Every kernel that the op samples become, fused or not."""
+    found: dict[str, Kernel] = {}
+
+    def visit(region: Region) -> None:
+        for p in region.pieces:
+            if isinstance(p, Piece):
+                found.setdefault(content_key(p.kernel), p.kernel)
+            else:
+                visit(p.body)
+
+    for s in samples():
+        for fusion in (True, False):
+            visit(lower(passes.run(s.graph(), [passes.settle]), Options(fusion=fusion)))
+    return found
+
+
+# ---- kernels ------------------------------------------------------------------------------------------------
+@needs_emulator
+def test_ops():
+    kernels = op_kernels()
+    some = random.Random(0).sample(sorted(kernels), 200)
+    check({key: (kernels[key], scheduled(kernels[key])) for key in some})
+
+
+NESTS = {
+    "linear": lambda: nests.linear(5, 7, 6),
+    "convolution": lambda: nests.convolution(1, 4, 5, 3, 2),
+    "pointwise": lambda: nests.pointwise((3, 100), bias=True),
+    "vectors": lambda: nests.pointwise((6, 64), bias=True),
+    "transposed": lambda: nests.pointwise((9, 40), transposed=True),
+    "padded": lambda: nests.padded(5, 37),
+    "take": lambda: nests.take(4, 33, 5),
+    "scatter": lambda: nests.scatter(3, 40, 6),
+    "columns": lambda: nests.columns(70, 45, 16),
+    "cumulative rows": lambda: nests.cumulative(7, 33, 1),
+    "cumulative columns": lambda: nests.cumulative(7, 33, 0),
+    "total": lambda: nests.total(3, 70),
+    "norm gradient": lambda: nests.norm_gradient(10, 70, 4),
+    **{f"softmax {n}": lambda n=n: nests.softmax(6, n) for n in (1, 10, 31, 32, 33, 64, 65, 130, 1100)},
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("limits", [None, GpuLimits(threads=64, vector_from=1, warps=3, row=2, private=2)])
+def test_nests(limits):
+    kernels = {name: make() for name, make in NESTS.items()}
+    check({f"n{i}": (k, scheduled(k, limits)) for i, k in enumerate(kernels.values())})
+
+
+def bindings(kernel: Kernel) -> set[str]:
+    return {s.binding for s in walk(kernel.body) if hasattr(s, "binding")}
+
+
+def test_schedules_use_the_machine():
+    small = GpuLimits(vector_from=1)
+    assert bindings(scheduled(nests.pointwise((64, 64), bias=True), small)) == {"block", "thread", "vector"}
+    assert bindings(scheduled(nests.columns(700, 300, 64))) >= {"block", "thread", "serial"}
+    rows = scheduled(nests.softmax(100, 256))
+    assert bindings(rows) >= {"block", "warp", "lane"}
+    assert launch_shape(rows) == (25, 128)
+    assert threads_of(scheduled(nests.pointwise((3,)))) == 32
+    text = emit_kernel("rows", rows, SM90)
+    assert text.count("@llvm.nvvm.shfl.sync.down.f32(") == 10 and text.count("@llvm.nvvm.shfl.sync.idx.f32(") == 2
+    assert "<4 x float>, ptr" in emit_kernel("map", scheduled(nests.pointwise((64, 64), bias=True), small), SM90)
+
+
+# ---- checks, failures ---------------------------------------------------------------------------------------
+TAKE = """
+kernel take(x: f32[8,3], n: i32[40]) -> y: f32[40,3]
+  parallel i < 40
+    parallel j < 3
+      y[i, j] = x[check(n[i], 8, 5), j]
+"""
+
+
+@needs_emulator
+def test_failed_checks_are_recorded_and_stop_what_follows():
+    kernel = parse_kernel(TAKE)
+    after = scheduled(kernel)
+    loaded = load({"take": after}, SM90)
+    arrays = {"x": np.arange(24, dtype=np.float32).reshape(8, 3), "n": np.arange(40, dtype=np.int32) % 8}
+    arrays["n"][17] = 99
+    for order in ORDERS:
+        got, status = run_kernel(loaded, "take", after, SM90, arrays, order)
+        assert status == [1, 5, 99, 0]
+        assert np.array_equal(got["y"][17], arrays["x"][0]) and np.array_equal(got["y"][18], arrays["x"][2])
+
+
+class Table(nn.Module):
+    def __init__(self):
+        self.rows = nn.Embedding(6, 4)
+
+
+table = Table()
+sgd = optim.SGD(table, lr=0.1)
+
+
+@pb.function(pb.i32[5], training=True)
+def learn(tokens):
+    loss = pb.sum(table.rows(tokens) ** 2.0)
+    sgd.minimize(loss)
+    return loss
+
+
+@needs_emulator
+def test_a_failed_step_leaves_state_as_it_was():
+    build = gpu_build(trace_functions([learn], {"table": table, "sgd": sgd}))
+    device = started(build)
+    device.call("learn", [np.array([0, 1, 2, 1, 0], np.int32)])
+    before = device.state.copy()
+    device.call("learn", [np.array([0, 1, 6, 1, 0], np.int32)])
+    number, _, value, _ = device.status
+    assert (number > 0, value) == (True, 6)
+    assert np.array_equal(device.state, before)
+    device.call("learn", [np.array([0, 1, 5, 1, 0], np.int32)])
+    assert not device.status.any() and not np.array_equal(device.state, before)
+
+
+# ---- programs -----------------------------------------------------------------------------------------------
+def gpu_build(program, gpu: str = "sm_90", **options) -> Build:
+    return Build(program, Options(target="cpu,cuda", gpu=gpu, **options))
+
+
+def started(build: Build, order: str = "forward", gpu: str = "sm_90") -> EmulatedPlan:
+    """A device with the initial state of seed 0."""
+    device = EmulatedPlan(build.plans[gpu], gpu_target(gpu), order)
+    device.state[...] = 0xFF
+    device.state[:SEED_BYTES] = 0
+    device.call("init", [])
+    return device
+
+
+def follow(build: Build, name: str, inputs, orders=ORDERS) -> None:
+    """Steps on the device and by the evaluator of the CPU's plan: outputs and every byte of state agree."""
+    cpu = build.plans[build.targets[0].isa]
+    wanted, state = [], np.full(cpu.state_bytes, 0xFF, np.uint8)
+    state[:SEED_BYTES] = 0
+    evaluate_plan(cpu, "init", state, [], functions=numpy_functions())
+    first = state.copy()
+    for arrays in inputs:
+        outputs = evaluate_plan(cpu, name, state, arrays, functions=numpy_functions())
+        wanted.append((outputs, state.copy()))
+    for order in orders:
+        device = started(build, order)
+        assert np.array_equal(device.state[: len(first)], first)
+        for arrays, (outputs, after) in zip(inputs, wanted, strict=True):
+            got = device.call(name, arrays)
+            assert all(np.array_equal(a, b) for a, b in zip(got, outputs, strict=True))
+            assert np.array_equal(device.state[: len(after)], after), order
+
+
+@needs_emulator
+def test_ten_steps_of_digits():
+    build = gpu_build(trace_script(EXAMPLES / "digits.py", [], parse_dims(["batch=16"])))
+    g = np.random.default_rng(0)
+    steps = [
+        [g.standard_normal((16, 64)).astype(np.float32), g.integers(0, 10, 16).astype(np.int32)] for _ in range(10)
+    ]
+    follow(build, "train", steps)
+
+
+@needs_emulator
+@pytest.mark.parametrize("fusion", [True, False])
+def test_attention_with_layer_norm_embedding_and_adamw(fusion):
+    program = trace_functions([models.train], {"block": models.block, "adam": models.adam})
+    g = np.random.default_rng(0)
+    steps = [list(g.integers(0, 11, (2, 3, 5)).astype(np.int32)) for _ in range(3)]
+    follow(gpu_build(program, fusion=fusion), "train", steps, ORDERS if fusion else ORDERS[2:])
+
+
+@pb.function(pb.f32[7, 5], pb.f32[5, 5])
+def recurrent(xs, w):
+    def step(h, x):
+        h = pb.tanh(pb.matmul(h, w) + x)
+        return h, pb.softmax(h)
+
+    last, rows = pb.scan(step, pb.zeros((5,)), xs)
+    return last, rows, pb.grad(pb.sum(last), xs)
+
+
+@needs_emulator
+def test_loops():
+    build = gpu_build(trace_functions([recurrent], {}))
+    assert "_loop(" in build.llvm["sm_90"]
+    g = np.random.default_rng(0)
+    follow(build, "recurrent", [[g.standard_normal(s).astype(np.float32) for s in ((7, 5), (5, 5))]])
+
+
+# ---- what is refused, what is noticed -----------------------------------------------------------------------
+SHARED = """
+kernel shared(x: f32[64]) -> y: f32[64]
+  s: f32[64] shared
+  block b < 1
+    thread i < 64
+      s[i] = x[i]
+    barrier
+    thread j < 64
+      y[j] = s[j*-1 + 63]
+"""
+
+
+@needs_emulator
+def test_a_missing_barrier_is_noticed():
+    kernel = parse_kernel(SHARED)
+    check({"good": (kernel, kernel)})
+    torn = parse_kernel(SHARED.replace("    barrier\n", ""))
+    loaded = load({"torn": torn}, SM90)
+    for order in ORDERS:
+        with pytest.raises(EmulationError) as e:
+            run_kernel(loaded, "torn", torn, SM90, {"x": np.ones(64, np.float32)}, order)
+        assert e.value.kind in ("race", "uninitialised")
+
+
+IN_PLACE = """
+kernel rows(n: i32[6]) -> y: f32[6,40]
+  s: f32[] register
+  parallel i < 6
+    s = y[i, check(n[i], 40, 0)]
+    parallel j < 40
+      y[i, j] = y[i, j] - s
+"""
+
+
+@needs_emulator
+def test_warps_wait_where_a_row_is_changed_in_place():
+    after = scheduled(parse_kernel(IN_PLACE))
+    assert "barrier" in print_kernel(after) and "lane" in print_kernel(after)
+    arrays = {"n": np.array([0, 39, 5, 31, 32, 33], np.int32), "y": np.random.default_rng(1).standard_normal((6, 40))}
+    loaded = load({"rows": after}, SM90)
+    wanted = evaluate(parse_kernel(IN_PLACE), arrays)["y"]
+    for order in ORDERS:
+        got, _ = run_kernel(loaded, "rows", after, SM90, arrays, order)
+        assert np.array_equal(got["y"], wanted)
+    torn = parse_kernel(re.sub(" *barrier\n", "", print_kernel(after)))
+    with pytest.raises(EmulationError, match="race"):
+        run_kernel(load({"rows": torn}, SM90), "rows", torn, SM90, arrays)
+
+
+REFUSED = {
+    "index does not move by whole warps": "      y[i, j] = e[j]\n    parallel k < 40\n      y[i, k] = e[k]",
+    "another lane's element is read under a mask": "      s = e[3 | i < 2 else 0.0]\n    y[i, 0] = s",
+}
+
+
+def test_what_lanes_cannot_share_is_refused():
+    for reason, rest in REFUSED.items():
+        text = f"""
+kernel k(x: f32[4,40]) -> y: f32[4,40]
+  e: f32[64] local
+  s: f32[] register
+  block i < 4
+    lane j < 32
+      e[j] = x[i, j]
+    reduce k < 2
+{rest.replace("    parallel k < 40", "    reduce k < 2")}
+"""
+        with pytest.raises((VerifyError, BuildError), match=reason):
+            distribution(parse_kernel(text))
+
+
+# ---- the assembler ------------------------------------------------------------------------------------------
+def assemble(text: str, gpu: str, folder: Path) -> str:
+    (folder / "k.ptx").write_text(text)
+    command = ["ptxas", f"-arch={gpu}", "-v", "-o", folder / "k.cubin", folder / "k.ptx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    return done.stderr
+
+
+@needs_ptxas
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90", "sm_90a", "sm_120"])
+def test_everything_assembles(gpu, tmp_path):
+    target = gpu_target(gpu)
+    kernels = op_kernels()
+    some = random.Random(gpu).sample(sorted(kernels), 60)
+    texts = [emit_kernel(key, schedule(kernels[key], target), target) for key in some]
+    texts += [emit_kernel(key, schedule(kernels[key], target), target, looped=True) for key in some[:10]]
+    texts += [emit_kernel(f"n{i}", schedule(make(), target), target) for i, make in enumerate(NESTS.values())]
+    said = assemble(translate(module(texts, target), target), gpu, tmp_path)
+    assert said.count("Compiling entry function") == len(texts)
