@@ -13,6 +13,7 @@ from differential import BATCH, Setting, check, isolated, run_batch, shrink
 from random_graphs import random_array
 from random_programs import Case, make_case
 
+from pullback.codegen.target import host_level
 from pullback.graph.graph import Graph
 from pullback.graph.text import parse
 from pullback.schedule import Limits
@@ -148,6 +149,18 @@ graph f {
   return %3
 }""",
     ),
+    "one lane of 16 bits": (
+        Setting("x86-64-v4", Limits(block=300, group=4), {}, 1, True),
+        "exact",
+        0,
+        """
+graph f {
+  %0 = input() label="x0": bf16[7,33,33]
+  %1 = fill() value=1: i32[7,33,33]
+  %2 = gather_along(%0, %1) axis=2: bf16[7,33,33]
+  return %2
+}""",
+    ),
     "equal code for parameters of other sizes": (
         PLAIN,
         "exact",
@@ -174,6 +187,8 @@ def case_of(graph: Graph, kind: str, states: int) -> Case:
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name):
     setting, kind, states, text = FOUND[name]
+    if setting.level > host_level():
+        pytest.skip(f"this processor has no {setting.level}")
     case = case_of(parse(text), kind, states)
     assert isolated(lambda: check([case], setting)) == []
 
