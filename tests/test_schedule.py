@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pullback.codegen.target import cpu_target
-from pullback.graph.types import bf16, f32, f64
-from pullback.kernel.kernel import Buffer, Kernel, Loop, Tile, apply, load, loop, store, walk
+from pullback.graph.types import bf16, f32, f64, u32
+from pullback.kernel.content import content_key, with_blocks
+from pullback.kernel.evaluate import evaluate
+from pullback.kernel.kernel import A, AxisValue, Buffer, Kernel, Loop, Tile, apply, load, loop, store, walk
 from pullback.kernel.text import parse_kernel
 from pullback.schedule import Limits, family, schedule
 from pullback.schedule.cpu_contract import Tiling, schedule_contraction
 
 TARGETS = [cpu_target(n) for n in ("v2", "v3", "v4")]
 LOW = Limits(
-    block=48, block_flops=200, blocks=6, heavy=2, light=1, group=2, row_vectors=1, pack_bytes=64, pack_k=2, long_k=8,
-    deep_k=32, far_bytes=512, page=16,
+    block=48, flat=32, block_flops=200, blocks=6, heavy=2, light=1, group=2, row_vectors=1, pack_bytes=64, pack_k=2,
+    long_k=8, deep_k=32, far_bytes=512, page=16,
 )  # fmt: skip
 """Small shapes reach every branch."""
 
@@ -193,11 +195,19 @@ def test_columns_that_lie_along_k_are_transposed_into_panels():
     assert "panel" in after.buffers
 
 
-def test_one_code_for_any_number_of_blocks():
-    """Equal shapes per block: only the number of blocks differs."""
-    few, many = (schedule(nests.pointwise((n * 8192,)), TARGETS[2]) for n in (2, 50))
-    assert few.body[0].body == many.body[0].body
-    assert (few.blocks, many.blocks) == (2, 50)
+def test_one_code_for_all_sizes_of_a_flat_map():
+    """Also for random numbers, which count their elements, and where one block is all."""
+    kernels = [schedule(nests.pointwise((n * 128,)), TARGETS[2]) for n in (1, 3, 50)]
+    assert len({content_key(k) for k in kernels}) == 1
+    assert [k.blocks for k in kernels] == [1, 3, 50]
+
+    def numbered(n: int) -> Kernel:
+        i = AxisValue(A("i"), u32)
+        return Kernel("count", (y := Buffer("y", (n,), u32),), (), (loop("i", n, "parallel", store(y, ("i",), i)),))
+
+    one, many = (schedule(numbered(n), TARGETS[2]) for n in (128, 1024))
+    assert content_key(one) == content_key(many)
+    np.testing.assert_array_equal(evaluate(with_blocks(one, 8), {})["y"], np.arange(1024))
 
 
 def test_schedules_do_not_depend_on_anything_else():

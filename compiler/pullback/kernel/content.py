@@ -9,9 +9,11 @@ dimensions along which it moves, do not count where nothing but addresses depend
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import c_float
 from dataclasses import replace
 from hashlib import blake2b
 
+from ..graph.types import f32
 from .bounds import interval
 from .kernel import (
     Affine,
@@ -48,7 +50,8 @@ def content(kernel: Kernel) -> str:
 
 
 def free_block(kernel: Kernel) -> Loop | None:
-    """The outermost block loop, if its extent is no part of the code: its axis moves addresses and nothing else."""
+    """The outermost block loop, if its extent is no part of the code: its axis moves addresses (and integers that
+    count elements, which wrap) and nothing else."""
     s = kernel.body[0] if len(kernel.body) == 1 else None
     if not isinstance(s, Loop) or s.binding != "block":
         return None
@@ -59,7 +62,7 @@ def free_block(kernel: Kernel) -> Loop | None:
             masks = list(t.masks)
             for e in exprs(t):
                 for x in walk_expr(e):
-                    if isinstance(x, AxisValue) and x.index.coef(s.axis):
+                    if isinstance(x, AxisValue) and x.index.coef(s.axis) and not x.dtype.is_integer:
                         return None
                     if isinstance(x, Load):
                         masks += x.masks
@@ -170,7 +173,8 @@ class _Writer:
         if done is not None:
             return done
         if isinstance(e, Const):
-            text = f"{e.value!r}:{e.dtype.name}"
+            value = c_float(e.value).value if e.dtype is f32 else e.value  # what differs after rounding only is equal
+            text = f"{value!r}:{e.dtype.name}"
         elif isinstance(e, Load):
             text = f"{self.buffers[e.buffer]}[{self.index(e.index)}|{self.masks(e.masks, e.other)}]"
         elif isinstance(e, Apply):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..codegen.target import Target
-from ..kernel.kernel import Kernel, Loop, Stmt, Store, exprs, walk_expr
+from ..kernel.kernel import A, Kernel, Loop, Stmt, Store, exprs, subst, walk_expr
 from .nest import extents_of, memory, stride
 from .sinking import expand, sink
-from .steps import bind, split
+from .steps import bind, on_loops, split
 
 
 def work(stmts: Iterable[Stmt]) -> int:
@@ -38,13 +39,26 @@ def deal(kernel: Kernel, axes: list[str], weight: int, block: int) -> Kernel:
     last = left[-1]
     if room > 1:
         n = extents[last]
-        room = -(-n // -(-n // room))  # as even as can be
+        even = -(-n // -(-n // room))  # as even as can be; without a tail that is code of its own if that is near
+        room = next((r for r in range(room, room // 2, -1) if n % r == 0), even)
         outer = f"{last}_b"
         kernel = split(kernel, last, room, outer, last)
         for a in reversed(left[:-1]):
             kernel = sink(kernel, a, past=(outer,))
         left[-1] = outer
     return bind(kernel, **dict.fromkeys(left, "block"))
+
+
+def blocks_of(kernel: Kernel, axis: str, size: int) -> Kernel:
+    """The outermost axis in blocks of exactly `size`.  Also where there is only one block its number stays in the
+    indices, so that kernels of different lengths have the same content and share code."""
+    outer = f"{axis}_s"
+
+    def f(s: Loop) -> tuple[Stmt, ...]:
+        inner = replace(s, extent=size, body=subst(s.body, {axis: A(outer) * size + A(axis)}))
+        return (Loop(outer, s.extent // size, s.role, (inner,), "block"),)
+
+    return on_loops(kernel, axis, f)
 
 
 def vectorise(kernel: Kernel, axis: str, lanes: int, unroll: int, past: bool = False) -> Kernel:

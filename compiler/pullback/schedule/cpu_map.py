@@ -14,7 +14,7 @@ from math import prod
 from ..codegen.target import Target
 from ..errors import ScheduleError
 from ..kernel.kernel import Kernel, Load, Loop, Stmt, Store, loads, stores, walk
-from .common import deal, lane_price, lanes_of, vectorise, work
+from .common import blocks_of, deal, lane_price, lanes_of, vectorise, work
 from .limits import DEFAULT, Limits
 from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
 from .sinking import sink
@@ -52,6 +52,10 @@ def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), li
     else:
         heavy = sum(cost(s.value) for s in stores(body))
         unroll = min(limits.group if heavy <= limits.light else 1, vectors)
+    if not column and len(axes) == 1 and extents[v] % limits.flat == 0:
+        kernel = blocks_of(kernel, v, limits.flat)
+        unroll = unroll if limits.flat % (lanes * unroll) == 0 else 1
+        return tidy(vectorise(kernel, v, lanes, unroll), keep=f"{v}_s")
     group = lanes * unroll
     stretch = max(group, limits.block // max(inner, 1) // group * group)  # of v, for one block
     if extents[v] > stretch:

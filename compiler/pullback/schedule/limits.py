@@ -12,6 +12,9 @@ class Limits:
 
     block: int = 8192
     """Element steps of one block of a map, where there are so many: a few microseconds of work."""
+    flat: int = 128
+    """Maps of one axis that is a multiple of this go in blocks of just as many elements, so that one code serves all
+    their sizes; blocks are dealt many at a time, so that small ones cost nothing."""
     block_flops: int = 1 << 19
     """The same for contractions (5 microseconds)."""
     blocks: int = 24

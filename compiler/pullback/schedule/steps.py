@@ -240,8 +240,8 @@ def rename_loops(kernel: Kernel, names: dict[str, str], where: Callable[[Loop], 
     return replace(kernel, body=go(kernel.body, False))
 
 
-def tidy(kernel: Kernel) -> Kernel:
-    """Write out loops that run once, but leave every top-level chain of blocks one loop."""
+def tidy(kernel: Kernel, keep: str = "") -> Kernel:
+    """Write out loops that run once (but not the axis `keep`); every top-level chain of blocks is left one loop."""
 
     def once(s: Loop) -> tuple[Stmt, ...]:
         return subst(s.body, {s.axis: Affine(0)}) if s.extent == 1 else (s,)
@@ -252,7 +252,7 @@ def tidy(kernel: Kernel) -> Kernel:
             if isinstance(s, Loop):
                 block = s.binding == "block"
                 inner = [t for t in s.body if isinstance(t, Loop) and t.binding == "block"]
-                stays = s.extent != 1 or (block and not inner and not held)
+                stays = s.extent != 1 or s.axis == keep or (block and not inner and not held)
                 s = replace(s, body=go(s.body, held or (block and s.extent != 1)))
                 out += (s,) if stays else once(s)
             else:
