@@ -15,7 +15,7 @@ class GpuLimits:
     """Rows that a block takes at a time, one for each warp."""
     row: int = 8
     """Rows of at least so many elements get a warp, shorter ones a thread."""
-    private: int = 16
+    private: int = 32
     """Elements of a buffer that a thread keeps in registers, where its loops must be unrolled for it."""
 
 

@@ -25,23 +25,25 @@ def place_private(kernel: Kernel, limit: int, across: Mapping[str, int]) -> Kern
             loops.setdefault(s.axis, []).append(s)
     serial = {a for a, found in loops.items() if any(s.binding not in FREE for s in found)}
     moving: dict[str, set[str]] = {}
+    copies: dict[str, int] = {}  # of an access, were its loops unrolled
     by_data: set[str] = set()
     for s in stores(kernel.body):
         for x in (s, *(x for e in exprs(s) for x in loads(e))):
-            for i in x.index:
-                if isinstance(i, Affine):
-                    moving.setdefault(x.buffer, set()).update(serial.intersection(i.axes))
-                else:
-                    by_data.add(x.buffer)
+            axes = set().union(*(serial.intersection(i.axes) for i in x.index if isinstance(i, Affine)))
+            moving.setdefault(x.buffer, set()).update(axes)
+            extents = [s.extent for a in axes for s in loops[a]]
+            if not all(isinstance(i, Affine) for i in x.index) or not all(isinstance(n, int) for n in extents):
+                by_data.add(x.buffer)
+            else:
+                unrolled = prod(max(s.extent for s in loops[a]) for a in axes)
+                copies[x.buffer] = max(copies.get(x.buffer, 1), unrolled)
     unroll: set[str] = set()
     for b in kernel.locals:
         axes = moving.get(b.name, set())
         if b.space not in ("register", "local") or not (axes or b.name in by_data):
             continue
         held = prod(-(-n // 32) if across.get(b.name) == d else n for d, n in enumerate(b.shape))
-        extents = {a: [s.extent for s in loops[a]] for a in axes}
-        constant = b.name not in by_data and all(isinstance(n, int) for found in extents.values() for n in found)
-        if constant and held <= limit and prod(max(found) for found in extents.values()) <= limit:
+        if b.name not in by_data and held <= limit and copies[b.name] <= limit:
             unroll |= axes
             kernel = place(kernel, b.name, "register")
         else:

@@ -13,9 +13,10 @@ from dataclasses import replace
 from ..codegen.target import Target
 from ..codegen.threads import WARP, distribution
 from ..errors import ScheduleError
-from ..kernel.kernel import Barrier, Kernel, Loop, Stmt, Tile, map_stmts, read, walk, written
+from ..kernel.kernel import Barrier, Kernel, Loop, Stmt, Tile, map_stmts, read, stores, walk, written
 from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
+from .masks import peel_masked
 from .nest import outer_chain
 from .steps import bind, split, tidy
 
@@ -32,6 +33,9 @@ def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
     for axis, extent in inner.items():
         if extent > WARP:
             kernel = split(kernel, axis, WARP, f"{axis}_w", axis, tail="mask")
+            kernel = peel_masked(kernel, f"{axis}_w")
+    for axis in _chunks(kernel, inner):
+        kernel = peel_masked(kernel, axis)
     kernel = _bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")))
     kernel = _separate(kernel)
     kernel = _deal(kernel, chain, limits)
@@ -63,6 +67,16 @@ def _innermost(stmts: tuple[Stmt, ...]) -> dict[str, int]:
     go(stmts)
     if mixed := outside & set(out):
         raise ScheduleError(f"'{min(mixed)}' is a loop of two kinds")
+    return out
+
+
+def _chunks(kernel: Kernel, inner: Collection[str]) -> list[str]:
+    """Serial loops around lanes that masks speak of: peeled so that only their last iterations are masked."""
+    out: list[str] = []
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and s.role == "reduce" and s.axis not in (*out, *inner):
+            masked = any(m.coef(s.axis) for t in stores(s.body) for m, _ in t.masks)
+            out += [s.axis] if masked and isinstance(s.extent, int) else []
     return out
 
 
