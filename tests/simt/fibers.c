@@ -133,18 +133,23 @@ static void learn(fiber *f, clocks *c) { /* c already holds all that f knows */
 }
 
 /* ---- warp operations ------------------------------------------------------------------------------------- */
-static void warp_complete(warp *w, int base, warp_operation *operation) {
-  void *lanes[32];
-  uint32_t mask = w->arrived;
-  w->arrived = 0;
-  for (int i = 0; i < 32; i++) lanes[i] = mask >> i & 1 ? M.fiber[base + i].args : NULL;
-  operation(lanes, mask);
-  for (int i = 0; i < 32; i++)
-    if (mask >> i & 1 && M.fiber[base + i].state == WAIT_WARP) M.fiber[base + i].state = READY;
+static int warp_base(const warp *w) {
+  int index = w - M.warp, per = (M.per_block + 31) / 32;
+  return index / per * M.per_block + index % per * 32;
 }
 
-static int warp_base(int index) { return index / ((M.per_block + 31) / 32) * M.per_block + index % ((M.per_block + 31) / 32) * 32; }
+static void gathering_complete(warp *w, gathering *g, warp_operation *operation) {
+  void *lanes[32];
+  uint32_t mask = g->arrived;
+  fiber *first = M.fiber + warp_base(w);
+  *g = w->gathering[--w->gatherings];
+  for (int i = 0; i < 32; i++) lanes[i] = mask >> i & 1 ? first[i].args : NULL;
+  operation(lanes, mask);
+  for (int i = 0; i < 32; i++)
+    if (mask >> i & 1 && first[i].state == WAIT_WARP) first[i].state = READY;
+}
 
+/* The last lane of the mask to come runs the operation for all. */
 void rendezvous(const char *op, uint32_t qualifier, int aligned, uint32_t mask, void *args, warp_operation *operation, uint32_t site) {
   fiber *f = M.current;
   warp *w = &M.warp[f->warp];
@@ -154,14 +159,16 @@ void rendezvous(const char *op, uint32_t qualifier, int aligned, uint32_t mask, 
     fail(E_DIVERGENCE, "%s needs all 32 lanes of the warp; lanes %08x have exited or do not exist", op, ~w->live);
   mask &= w->exists;
   if (!(mask >> f->lane & 1)) fail(E_DIVERGENCE, "%s: lane %d is not in its own mask %08x", op, f->lane, mask);
-  if (!w->arrived) w->op = op, w->qualifier = qualifier, w->mask = mask, w->site = site;
-  else if (w->op != op || w->qualifier != qualifier || w->mask != mask || (aligned && w->site != site)) {
-    M.report.other_site = w->site;
-    fail(E_DIVERGENCE, "%s (mask %08x) while lanes %08x of the warp wait in %s (mask %08x)%s", op, mask, w->arrived, w->op, w->mask,
-         w->op == op && w->site != site ? " elsewhere in the program" : "");
+  gathering *g = w->gathering, *end = g + w->gatherings;
+  while (g < end && !(g->mask & mask)) g++;
+  if (g == end) *g = (gathering){0, mask, qualifier, site, op}, w->gatherings++;
+  else if (g->op != op || g->qualifier != qualifier || g->mask != mask || (aligned && g->site != site)) {
+    M.report.other_site = g->site;
+    fail(E_DIVERGENCE, "%s (mask %08x) while lanes %08x of the warp wait in %s (mask %08x)%s", op, mask, g->arrived, g->op, g->mask,
+         g->op == op && g->site != site ? " elsewhere in the program" : "");
   }
-  w->arrived |= 1u << f->lane;
-  if (w->arrived == (w->mask & w->live)) warp_complete(w, warp_base(f->warp), operation);
+  g->arrived |= 1u << f->lane;
+  if (g->arrived == (g->mask & w->live)) gathering_complete(w, g, operation);
   else suspend(WAIT_WARP, op, (void *)operation, site);
 }
 
@@ -270,21 +277,15 @@ uint32_t simt_register(uint32_t r) {
 
 uint32_t simt_active_mask(void) { return M.warp[M.current->warp].live; }
 
-static warp_operation *waiting_operation(warp *w, int base) {
-  for (int i = 0; i < 32; i++)
-    if (w->arrived >> i & 1) return (warp_operation *)M.fiber[base + i].waits_for;
-  return NULL;
-}
-
 void simt_exit(void) {
   fiber *f = M.current;
   warp *w = &M.warp[f->warp];
   async_exit(f), wgmma_exit(f);
   f->state = DONE, LIVE--;
   w->live &= ~(1u << f->lane);
-  if (w->arrived && w->arrived == (w->mask & w->live)) { /* an operation waits for this lane, and need not any more */
-    int base = warp_base(f->warp);
-    warp_complete(w, base, waiting_operation(w, base));
+  for (int i = 0; i < w->gatherings; i++) { /* an operation waited for this lane, and need not any more */
+    gathering *g = &w->gathering[i];
+    if (g->arrived == (g->mask & w->live)) gathering_complete(w, g, M.fiber[warp_base(w) + __builtin_ctz(g->arrived)].waits_for), i--;
   }
   simt_switch(&f->sp, M.scheduler);
   abort();
@@ -344,8 +345,10 @@ static void deadlock(void) {
     if (f->state == WAIT_BARRIER) {
       barrier *b = f->waits_for;
       p += sprintf(p, " for barrier %d, %d of %d arrived", (int)(b - M.barrier[f->rank]), b->arrived, b->needed);
-    } else if (f->state == WAIT_WARP && M.warp[f->warp].arrived)
-      p += sprintf(p, ", lanes %08x of %08x arrived", M.warp[f->warp].arrived, M.warp[f->warp].mask);
+    }
+    const warp *w = &M.warp[f->warp];
+    for (const gathering *g = w->gathering; g < w->gathering + w->gatherings; g++)
+      if (f->state == WAIT_WARP && g->arrived >> f->lane & 1) p += sprintf(p, ", lanes %08x of %08x arrived", g->arrived, g->mask);
   }
   r->kind = E_DEADLOCK, r->thread = -1;
   for (int i = 0; i + 1 < M.threads; i++)

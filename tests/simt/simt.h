@@ -72,9 +72,16 @@ typedef struct {
   copies copies;
 } fiber;
 
+/* Lanes that have come to an operation of these lanes; disjoint groups of a warp may be at different ones. */
 typedef struct {
-  uint32_t exists, live, arrived, mask, qualifier, site;
+  uint32_t arrived, mask, qualifier, site;
   const char *op;
+} gathering;
+
+typedef struct {
+  uint32_t exists, live;
+  int gatherings;
+  gathering gathering[32];
 } warp;
 
 typedef struct {
