@@ -51,7 +51,9 @@ from pullback.graph.types import TensorType, f32, f64
 from pullback.kernel.evaluate import evaluate_plan, pack_state, unpack_state
 from pullback.kernel.kernel import Kernel
 from pullback.kernel.plan import Plan
+from pullback.kernel.plan_verify import verify_plan
 from pullback.kernel.scalars import SCALARS
+from pullback.kernel.verify import verify
 from pullback.lower.plan import Kernels, make_plan
 from pullback.ops import leaf
 from pullback.schedule import Limits, schedule
@@ -131,7 +133,17 @@ class SettingBuild(Build):
         return (self.setting.target,)
 
     def plan_with(self, scheduled: Callable[[Kernel], Kernel]) -> Plan:
-        return make_plan(self.optimized, self.regions, Kernels(scheduled, lambda k: cpu.scratch_layout(k)[1]))
+        """The plan of kernels as `scheduled` changes them, all of them verified."""
+
+        def verified(kernel: Kernel) -> Kernel:
+            verify(kernel)
+            after = scheduled(kernel)
+            verify(after, self.setting.target)
+            return after
+
+        plan = make_plan(self.optimized, self.regions, Kernels(verified, lambda k: cpu.scratch_layout(k)[1]))
+        verify_plan(plan)
+        return plan
 
     @cached_property
     def plan(self) -> Plan:

@@ -225,6 +225,8 @@ class _FunctionPlanner:
         if entry:
             steps.append(_Launched(entry))
             self.clock += 1
+        if not loop.count:
+            return steps
         body, _ = self._region(loop.body, inner, targets, depth + 1)
         for s in around:  # also after the last launch of an iteration, for the next one
             s.touch(self.clock)
