@@ -43,19 +43,25 @@ def to_text(what: Graph | Program, full: bool = False) -> str:
 
 
 def _graph_lines(graph: Graph, full: bool, indent: str = "") -> list[str]:
-    number: dict[Node, int] = {}
+    names: dict[Node, str] = {}
+    texts: dict[int, str] = {}  # of types and places, by their objects: many nodes share them
     lines = [f"{indent}graph {graph.name} {{"]
-    for n in graph.nodes:
-        number[n] = len(number)
+    for k, n in enumerate(graph.nodes):
+        name, op = f"%{k}", n.op
+        names[n] = name
         tag = f"@{n.tag}" if n.tag else ""
-        operands = ", ".join([f"%{number[x]}" for x in n.inputs])
-        lines.append(
-            f"{indent}  %{number[n]} = {n.op.name}{tag}({operands}){_attrs(n, full)}: {n.type}{_loc_text(n.loc)}"
-        )
-        for name in region_fields(type(n.op)):
-            body = _graph_lines(getattr(n.op, name), full, indent + "    ")
-            lines += [f"{indent}    {name} = {body[0].lstrip()}", *body[1:]]
-    return [*lines, f"{indent}  return {', '.join([f'%{number[x]}' for x in graph.outputs])}", f"{indent}}}"]
+        operands = ", ".join([names[x] for x in n.inputs])
+        attrs = _attrs(n, full) if _printed_fields(type(op)) else ""
+        type_, loc = texts.get(id(n.type)), texts.get(id(n.loc))
+        if type_ is None:
+            type_ = texts[id(n.type)] = str(n.type)
+        if loc is None:
+            loc = texts[id(n.loc)] = _loc_text(n.loc)
+        lines.append(f"{indent}  {name} = {op.name}{tag}({operands}){attrs}: {type_}{loc}")
+        for region in region_fields(type(op)):
+            body = _graph_lines(getattr(op, region), full, indent + "    ")
+            lines += [f"{indent}    {region} = {body[0].lstrip()}", *body[1:]]
+    return [*lines, f"{indent}  return {', '.join([names[x] for x in graph.outputs])}", f"{indent}}}"]
 
 
 @cache

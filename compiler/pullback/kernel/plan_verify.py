@@ -6,6 +6,7 @@ A broken rule is a bug of the memory planner or of fusion.  Byte ranges are comp
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +17,22 @@ from ..errors import VerifyError
 from .alias import can_alias
 from .content import with_blocks
 from .kernel import Buffer, Checked, Kernel, Load, exprs, stores, walk_expr
-from .plan import ARENA, CONSTANTS, FIRST_ARGUMENT, MAX_LOOPS, STATE, Argument, Call, FunctionPlan, Plan, Repeat
+from .plan import (
+    ARENA,
+    CONSTANTS,
+    FIRST_ARGUMENT,
+    MAX_LOOPS,
+    STATE,
+    Allocation,
+    Argument,
+    Call,
+    FunctionPlan,
+    Plan,
+    Repeat,
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Use:
     """One argument of one call: which bytes of which base, over all iterations of the loops around."""
 
@@ -38,6 +51,15 @@ class _Info:
     reads: frozenset[str]
     writes: frozenset[str]
     checks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A kernel with a call's number of blocks; for each parameter: bytes, whether it is read, whether written."""
+
+    kernel: Kernel
+    checks: bool
+    params: list[tuple[Buffer, int, bool, bool]]
 
 
 def _info(kernel: Kernel) -> _Info:
@@ -77,8 +99,9 @@ class _Function:
         self.sizes += [t.nbytes for t in (*f.inputs, *f.outputs)]
         self.readonly = {CONSTANTS, *range(FIRST_ARGUMENT, FIRST_ARGUMENT + len(f.inputs))}
         self.aliases: dict[tuple[str, str, str], bool] = {}
-        self.forms: dict[tuple[str, int], Kernel] = {}
+        self.forms: dict[tuple[str, int], _Form] = {}
         self.at = 0
+        self.alive: dict[int, list[Allocation]] = {}  # offset -> the buffers alive at this launch
         self.written: set[str] = set()
 
     def fail(self, reason: str, call: Call | None = None) -> VerifyError:
@@ -90,6 +113,10 @@ class _Function:
         self.allocations()
         for i, step in enumerate(f.steps):
             for launch, counts in _launches(step, ()):
+                self.alive = defaultdict(list)
+                for a in f.allocations:
+                    if a.first <= self.at <= a.last:
+                        self.alive[a.offset].append(a)
                 uses = [u for c in launch.calls for u in self.call(c, counts, i)]
                 self.independent(uses)
                 self.at += 1
@@ -114,50 +141,56 @@ class _Function:
             raise self.fail(f"no kernel {call.kernel}", call)
         if len(call.arguments) != len(kernel.params):
             raise self.fail(f"{len(kernel.params)} parameters, {len(call.arguments)} arguments", call)
-        kernel = self.sized(kernel, call)
-        info = self.infos[call.kernel]
-        if info.checks and step >= self.function.commit:
+        form = self.form(kernel, call)
+        early = step < self.function.commit
+        if form.checks and not early:
             raise self.fail("a check after the commit point", call)
         uses = []
-        for a, b in zip(call.arguments, kernel.params, strict=True):
-            if len(a.strides) > min(len(counts), MAX_LOOPS):
-                raise self.fail(f"{b.name} has {len(a.strides)} strides in {len(counts)} loops", call)
+        for a, (b, nbytes, reads, writes) in zip(call.arguments, form.params, strict=True):
             if not 0 <= a.base < len(self.sizes):
                 raise self.fail(f"{b.name}: no base {a.base}", call)
-            moves = [s * (n - 1) for s, n in zip(a.strides, counts, strict=False)]
-            first = a.offset + sum(min(m, 0) for m in moves)
-            last = a.offset + sum(max(m, 0) for m in moves) + b.size * b.dtype.size
+            first, last = a.offset, a.offset + nbytes
+            if a.strides:
+                if len(a.strides) > min(len(counts), MAX_LOOPS):
+                    raise self.fail(f"{b.name} has {len(a.strides)} strides in {len(counts)} loops", call)
+                moves = [s * (n - 1) for s, n in zip(a.strides, counts, strict=False)]
+                first += sum([min(m, 0) for m in moves])
+                last += sum([max(m, 0) for m in moves])
             if first < 0 or last > self.sizes[a.base]:
                 raise self.fail(
                     f"{b.name} takes bytes {first} to {last} of base {a.base}, which has {self.sizes[a.base]}", call
                 )
-            use = _Use(call, a, b, b.name in info.reads, b.name in info.writes, first, last)
-            if use.writes and a.base in self.readonly:
+            use = _Use(call, a, b, reads, writes, first, last)
+            if writes and a.base in self.readonly:
                 raise self.fail(f"writes {b.name}, which lies in read-only base {a.base}", call)
-            if use.writes and a.base == STATE and step < self.function.commit:
+            if writes and a.base == STATE and early:
                 raise self.fail(f"writes state ({b.name}) before the commit point", call)
             uses.append(use)
         for u in uses:
             if u.argument.base == ARENA and u.last > u.first:
                 self.allocated(u)
-        self.in_place(kernel, uses)
+        self.in_place(form.kernel, uses)
         return uses
 
-    def sized(self, kernel: Kernel, call: Call) -> Kernel:
+    def form(self, kernel: Kernel, call: Call) -> _Form:
         """Kernels that differ in their number of blocks only share their code: this call's own form."""
         key = (call.kernel, call.blocks)
         if key not in self.forms:
-            self.forms[key] = with_blocks(kernel, call.blocks)
-        if self.forms[key].blocks != call.blocks:
-            raise self.fail(f"the kernel has {kernel.blocks} blocks, the call says {call.blocks}", call)
+            sized, info = with_blocks(kernel, call.blocks), self.infos[call.kernel]
+            if sized.blocks != call.blocks:
+                raise self.fail(f"the kernel has {kernel.blocks} blocks, the call says {call.blocks}", call)
+            params = [(b, b.size * b.dtype.size, b.name in info.reads, b.name in info.writes) for b in sized.params]
+            self.forms[key] = _Form(sized, info.checks, params)
         return self.forms[key]
 
     def allocated(self, u: _Use) -> None:
         """The bytes belong to one buffer that is alive here and was written before it is read."""
         if not self.function.allocations:
             return
-        holders = [a for a in self.function.allocations if a.first <= self.at <= a.last]
-        inside = [a for a in holders if a.offset <= u.first and u.last <= a.offset + a.nbytes]
+        inside = [a for a in self.alive.get(u.first, ()) if u.last <= a.offset + a.nbytes]
+        if not inside:  # not the whole buffer
+            holders = [a for there in self.alive.values() for a in there]
+            inside = [a for a in holders if a.offset <= u.first and u.last <= a.offset + a.nbytes]
         if not inside:
             raise self.fail(f"{u.buffer.name} takes bytes {u.first} to {u.last}: no one buffer alive here", u.call)
         if u.reads and not u.writes and not any(a.name in self.written for a in inside):
@@ -168,7 +201,8 @@ class _Function:
     def in_place(self, kernel: Kernel, uses: Sequence[_Use]) -> None:
         for i, u in enumerate(uses):
             for v in uses[:i]:
-                if not (u.writes or v.writes) or not _overlap(u, v):
+                apart = u.argument.base != v.argument.base or u.last <= v.first or v.last <= u.first
+                if apart or not (u.writes or v.writes) or not _overlap(u, v):
                     continue
                 source, target = (v, u) if u.writes else (u, v)
                 key = (kernel.name, source.buffer.name, target.buffer.name)
