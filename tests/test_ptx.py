@@ -97,7 +97,28 @@ def test_ops():
     check({key: (kernels[key], scheduled(kernels[key])) for key in some})
 
 
+OUTER = """
+kernel outer(x: f32[16], w: f32[16,16]) -> y: f32[130,16]
+  acc: f32[] register
+  parallel i < 130
+    parallel j < 16
+      acc = 0.0
+      reduce k < 16
+        acc = fma(x[k], w[j, k], acc)
+      y[i, j] = acc * 0.1
+"""
+ROWS = """
+kernel rows(x: f32[3,5,40]) -> y: f32[3,5,40]
+  s: f32[] register
+  parallel a < 3
+    parallel b < 5
+      s = x[a, b, 39]
+      parallel c < 40
+        y[a, b, c] = x[a, b, c] * s
+"""
 NESTS = {
+    "outer": lambda: parse_kernel(OUTER),
+    "rows": lambda: parse_kernel(ROWS),
     "linear": lambda: nests.linear(5, 7, 6),
     "convolution": lambda: nests.convolution(1, 4, 5, 3, 2),
     "pointwise": lambda: nests.pointwise((3, 100), bias=True),

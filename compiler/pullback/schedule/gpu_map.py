@@ -16,6 +16,7 @@ from .common import lanes_of
 from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
 from .nest import extents_of, fuse_chain, memory, order_axes, outer_chain, stride
+from .sinking import sink
 from .steps import bind, split, tidy
 
 
@@ -79,6 +80,8 @@ def _deal(kernel: Kernel, axes: list[str], target: Target, limits: GpuLimits) ->
                 size = min(room, -(-size // 32) * 32)  # whole warps
             if size > 1:
                 kernel = split(kernel, a, size, f"{a}_b", a, tail=tail)
+                for outer in reversed(left[:-1]):  # a peeled tail is a range of blocks of its own
+                    kernel = sink(kernel, outer, past=(f"{a}_b",))
                 bindings[a] = "thread"
                 left[-1] = f"{a}_b"
             break

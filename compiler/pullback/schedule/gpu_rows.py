@@ -18,6 +18,7 @@ from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
 from .masks import peel_masked
 from .nest import outer_chain
+from .sinking import sink
 from .steps import bind, split, tidy
 
 
@@ -122,5 +123,7 @@ def _deal(kernel: Kernel, chain: list[Loop], limits: GpuLimits) -> Kernel:
     warps = min(limits.warps, last.extent)
     if warps < last.extent:
         kernel = split(kernel, last.axis, warps, f"{last.axis}_b", last.axis)
+        for s in reversed(chain[:-1]):
+            kernel = sink(kernel, s.axis, past=(f"{last.axis}_b",))
         bindings[f"{last.axis}_b"] = "block"
     return bind(kernel, **bindings | {last.axis: "warp"})
