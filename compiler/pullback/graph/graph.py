@@ -166,17 +166,20 @@ def topological(inputs: tuple[Node, ...], outputs: tuple[Node, ...]) -> tuple[No
     return tuple(order)
 
 
-def rewrite(graph: Graph, rule: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
+def rewrite(graph: Graph, rule: Callable[[Node, tuple[Node, ...]], Node], merges: bool = False) -> Graph:
     """Rebuild a graph bottom-up: `rule(node, new inputs)` gives the node that replaces it.
 
-    Graph inputs stay as they are.  Returns the same object where nothing changed.
+    Graph inputs stay as they are.  Returns the same object where nothing changed.  `merges`: the rule gives the node
+    itself on its new inputs, or one that it gave before; then the order of the nodes is known.
     """
     new: dict[Node, Node] = {x: x for x in graph.inputs}
     for n in graph.nodes:
         if n not in new:
             new[n] = rule(n, tuple([new[x] for x in n.inputs]))
     outputs = tuple(new[x] for x in graph.outputs)
-    return graph if outputs == graph.outputs else Graph(graph.name, graph.inputs, outputs)
+    if outputs == graph.outputs:
+        return graph
+    return Graph(graph.name, graph.inputs, outputs, [tuple(dict.fromkeys(new.values()))] if merges else [])
 
 
 def same_or_replaced(node: Node, inputs: tuple[Node, ...]) -> Node:

@@ -29,4 +29,4 @@ def cse(graph: Graph) -> Graph:
             found = first[k] = same_or_replaced(node, inputs)
         return found
 
-    return rewrite(graph, rule)
+    return rewrite(graph, rule, merges=True)

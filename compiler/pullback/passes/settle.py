@@ -15,6 +15,7 @@ from ..ops.leaf import Item
 from ..ops.scan import Scan
 
 SETTLED = frozenset((StopGradient, CustomVjp, Scan))
+"""What there is to do for this pass."""
 
 
 @dataclass
@@ -54,10 +55,17 @@ def _loops(graph: Graph) -> dict[Node, _Loop]:
     return loops
 
 
+def _pass_through(node: Node, inputs: tuple[Node, ...]) -> Node:
+    return inputs[0] if type(node.op) is StopGradient else same_or_replaced(node, inputs)
+
+
 def settle(graph: Graph) -> Graph:
     """See the module; the graph itself where there is nothing to do."""
-    if not any([type(n.op) in SETTLED for n in graph.nodes]):
+    there = {type(n.op) for n in graph.nodes} & SETTLED
+    if not there:
         return graph
+    if there == {StopGradient}:
+        return rewrite(graph, _pass_through, merges=True)
     loops = _loops(graph)
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
