@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pullback.artifact.write import artifact_bytes, write_artifact
+from pullback.artifact.write import artifact_bytes
 from pullback.codegen.compile import compile_module
 from pullback.codegen.native import native_object
 from pullback.codegen.target import cpu_target
+from pullback.driver import write
 from pullback.graph.graph import Graph, Loc
 from pullback.graph.program import SEED, Function, Program, State
 from pullback.graph.program import Argument as Input
@@ -222,7 +223,7 @@ def build(path: Path, made: tuple[Program, Plan] | None = None, isas: tuple[str,
     prog, the_plan = made or demo()
     targets = [cpu_target(f"x86-64-{isa}") for isa in isas]
     objects = [compile_module(kernels(isa), TARGET) for isa in isas]
-    write_artifact(path, prog, {isa: the_plan for isa in isas}, targets, objects, native_object())
+    write(path, artifact_bytes(prog, {isa: the_plan for isa in isas}, targets, objects, native_object()))
     return path
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pullback_runtime import format
-from pullback_runtime.files import write_atomically
 
 from .. import __version__
+from ..codegen.cpu import symbol
 from ..codegen.native_abi import EXPORTS
 from ..codegen.native_layout import Level
 from ..codegen.target import Target
@@ -26,16 +25,6 @@ _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 REQUIRED = {"x86-64": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 
-def kernel_symbol(key: str, isa: str) -> str:
-    """The symbol of a kernel's code for one instruction set."""
-    return f"k_{key}_{isa}"
-
-
-def write_artifact(path: str | Path, *args, **kwargs) -> None:
-    """`artifact_bytes` into a file, atomically (a loaded library is never overwritten in place)."""
-    write_atomically(path, artifact_bytes(*args, **kwargs), mode=0o755)
-
-
 def artifact_bytes(
     program: ir.Program,
     plans: Mapping[str, Plan],
@@ -48,7 +37,7 @@ def artifact_bytes(
     """Link an artifact.
 
     `plans`: isa -> plan, one for each of `targets` (best last), all with the same functions and state.
-    `kernel_objects`: object code that defines `kernel_symbol(key, isa)` for each plan's kernels.
+    `kernel_objects`: object code that defines `codegen.cpu.symbol(key, target)` for each plan's kernels.
     `native_object`: `codegen.native.native_module()` compiled for the lowest x86-64.
     `text`: the program in a form that `artifact.reopen` reads, so that every stage can be looked at later.
     """
@@ -69,7 +58,7 @@ def artifact_bytes(
     rows, pointers = b"", []
     for i, (t, table) in enumerate(zip(targets, tables, strict=True)):
         tables_name, kernels_name = f"pb_tables.{t.isa}", f"pb_kernels.{t.isa}"
-        addresses = tuple((8 * k, kernel_symbol(key, t.isa)) for k, key in enumerate(table.kernels))
+        addresses = tuple((8 * k, symbol(key, t)) for k, key in enumerate(table.kernels))
         data.append(Data(f".pullback.tables.{t.isa}", tables_name, table.data))
         data.append(
             Data(f".pullback.kernels.{t.isa}", kernels_name, bytes(8 * len(addresses) or 8), pointers=addresses)

@@ -134,12 +134,6 @@ class TensorType:
     def nbytes(self) -> int:
         return self.size * self.dtype.size
 
-    def with_shape(self, shape) -> TensorType:
-        return TensorType(self.dtype, tuple(shape))
-
-    def with_dtype(self, dtype: DType) -> TensorType:
-        return TensorType(dtype, self.shape)
-
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 

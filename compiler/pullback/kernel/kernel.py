@@ -367,10 +367,6 @@ def read(stmts: Iterable[Stmt]) -> set[str]:
     return {x.buffer for s in stores(stmts) for e in exprs(s) for x in loads(e)}
 
 
-def subst_index(i: Index, env: dict[str, Affine]) -> Index:
-    return i.subst(env) if isinstance(i, Affine) else map_expr(i, lambda e: subst_leaf(e, env))
-
-
 def subst_leaf(e: Expr, env: dict[str, Affine]) -> Expr:
     """Substitute axes in one expression node (the children are done already)."""
     if isinstance(e, Load):

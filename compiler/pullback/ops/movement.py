@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from ..errors import DTypeError, ShapeError
-from ..graph.graph import Node, make
+from ..graph.graph import make
 from ..graph.types import TensorType, i64
 from ..kernel.kernel import Affine, AxisValue, Const, Index, Mask, apply
 from . import rules as F
@@ -328,8 +328,3 @@ class Concat(Movement):
                 before = apply("lt", AxisValue(along), Const(end, i64))
                 result = apply("select", before, element, result)
         return Const(checked_scalar(0, node.dtype), node.dtype) if result is None else result
-
-
-def broadcasts_scalar(node: Node) -> bool:
-    """Whether a node is one scalar repeated: what rewrites and fusion treat like a constant operand."""
-    return isinstance(node.op, Broadcast) and node.inputs[0].type.size == 1

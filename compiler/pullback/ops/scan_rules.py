@@ -33,10 +33,6 @@ class _Loop:
         return values[:c], values[c:s], values[s:]
 
     @property
-    def next_carries(self) -> tuple[Node, ...]:
-        return self.op.body.outputs[: self.op.carries]
-
-    @property
     def ys(self) -> tuple[Node, ...]:
         return self.op.body.outputs[self.op.carries :]
 
