@@ -26,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
                 raise
         else:
             return compiler(argv)
-    parser = argparse.ArgumentParser("pullback", epilog="build and inspect need the compiler: pip install pullback")
+    needs = "build and inspect need the compiler: pip install pullback"
+    if argv[:1] in (["build"], ["inspect"]):
+        print(f"pullback: {needs}", file=sys.stderr)
+        return 1
+    parser = argparse.ArgumentParser("pullback", epilog=needs)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_train(commands)
     args = parser.parse_args(argv)

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
 from pathlib import Path
 
 
-def write_atomically(
-    path: str | os.PathLike,
-    content: bytes | Callable[[Path], object],
-    *,
-    durable: bool = False,
-    mode: int = 0o644,
-) -> None:
-    """Write beside `path`, then rename into place; `content` is bytes, or writes a file at the path it is given.
+def write_atomically(path: str | os.PathLike, content: bytes, *, durable: bool = False, mode: int = 0o644) -> None:
+    """Write beside `path`, then rename into place.  Errors: `OSError`, and then nothing has changed.
 
     A loaded library must never be overwritten in place: the processes that run it would crash.  `durable` waits
-    until the bytes are on disk, for checkpoints.
+    until the bytes are on disk, for checkpoints.  `mode` is reduced by the process's umask, as for any new file.
     """
     path = Path(path)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as f:
-            if not callable(content):
-                f.write(content)
-        if callable(content):
-            content(temporary)
-        os.chmod(temporary, mode & ~_umask())
-        if durable:
-            _sync(temporary)
+            f.write(content)
+            if durable:
+                f.flush()
+                os.fsync(fd)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -42,17 +32,10 @@ def write_atomically(
         _sync(path.parent)
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's entries, are on disk."""
-    fd = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    """Wait until a folder's entries are on disk."""
+    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
