@@ -160,6 +160,17 @@ def test_schedules_use_the_machine():
     assert "<4 x float>, ptr" in emit_kernel("map", scheduled(nests.pointwise((64, 64), bias=True), small), SM90)
 
 
+@needs_emulator
+def test_the_example_of_the_documentation():
+    text = (EXAMPLES.parent / "docs" / "gpu.md").read_text()
+    kernel = parse_kernel(re.search(r"```kernel\n(.*?)```", text, re.S)[1])
+    verify(kernel, SM90)
+    assert distribution(kernel) == {"m": 0, "s": 0, "e": 0}
+    check({"documented": (kernel, kernel)})
+    x = nests.arrays_for(kernel)["x"]
+    assert np.allclose(evaluate(kernel, {"x": x})["y"], np.exp(x) / np.exp(x).sum(1, keepdims=True), atol=1e-6)
+
+
 # ---- checks, failures ---------------------------------------------------------------------------------------
 TAKE = """
 kernel take(x: f32[8,3], n: i32[40]) -> y: f32[40,3]
