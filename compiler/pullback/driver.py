@@ -12,6 +12,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -158,11 +159,13 @@ class Build:
             raise BuildError(
                 f"--target {self.options.target}: artifacts hold no GPU code yet; `inspect --stage ptx` shows it"
             )
-        objects, plans = self.objects, self.plans
+        plans, _ = self.plans, self.llvm
+        with ThreadPoolExecutor(1) as aside:  # LLVM runs without the interpreter's lock
+            text = aside.submit(program_text, self.traced)
+            objects = self.objects
         with self._stage("link"):
-            text, native = program_text(self.traced), self.cache.find("native module", native_object)
-            options = self.options.content()
-            return artifact_bytes(self.optimized, plans, self.targets, objects, native, options, text)
+            native, options = self.cache.find("native module", native_object), self.options.content()
+            return artifact_bytes(self.optimized, plans, self.targets, objects, native, options, text.result())
 
 
 def _module(plan: Plan, target: Target) -> str:
