@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pullback.codegen.ptx_process import ptx
-from pullback.errors import BuildError
 from simt import hopper, kernels
 from simt.ptx import AssemblerError, assemble, ptxas
+
+from pullback.codegen.ptx_process import ptx
+from pullback.errors import BuildError
 
 needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="ptxas was not found (CUDA, or pip install nvidia-cuda-nvcc)")
 

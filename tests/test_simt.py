@@ -207,7 +207,22 @@ def test_barrier_reductions():
 
 def test_special_registers():
     t = Text("ptr addrspace(1) %y")
-    names = "tid.x tid.y tid.z ntid.x ntid.y ntid.z ctaid.x ctaid.y ctaid.z nctaid.x nctaid.y nctaid.z laneid warpid".split()
+    names = [
+        "tid.x",
+        "tid.y",
+        "tid.z",
+        "ntid.x",
+        "ntid.y",
+        "ntid.z",
+        "ctaid.x",
+        "ctaid.y",
+        "ctaid.z",
+        "nctaid.x",
+        "nctaid.y",
+        "nctaid.z",
+        "laneid",
+        "warpid",
+    ]
     values = [t.sreg(n) for n in names]
     block = t.add(values[6], t.mul(values[9], t.add(values[7], t.mul(values[10], values[8]))))
     thread = t.add(values[0], t.mul(values[3], t.add(values[1], t.mul(values[4], values[2]))))

@@ -10,7 +10,8 @@
 void simt_copy(uint32_t bytes, char *target, const char *source, uint32_t copied, uint32_t site) {
   fiber *f = M.current;
   M.report.site = site;
-  if (((uintptr_t)target | (uintptr_t)source) & (bytes - 1)) fail(E_MISALIGNED, "cp.async of %u bytes: an address is not a multiple", bytes);
+  if (((uintptr_t)target | (uintptr_t)source) & (bytes - 1))
+    fail(E_MISALIGNED, "cp.async of %u bytes: an address is not a multiple", bytes);
   if (copied > bytes) fail(E_INVALID, "cp.async of %u bytes: %u to copy", bytes, copied);
   if (copied) access_memory(f, (char *)source, copied, 1, READ, site);
   shared_expect(f, target, bytes, "cp.async to an address outside of shared memory", site);
@@ -32,7 +33,8 @@ void simt_copy_wait(uint32_t pending) {
   int done = q->groups - (int)pending;
   if (done <= 0) return;
   int end = q->ends[done - 1];
-  for (copy *c = q->item; c < q->item + end; c++) shared_land(f, c->target, c->source, c->copied, c->bytes, f->id, f->clock, c->site);
+  for (copy *c = q->item; c < q->item + end; c++)
+    shared_land(c->target, c->source, c->copied, c->bytes, f->id, f->clock, c->site);
   memmove(q->item, q->item + end, (q->items - end) * sizeof(copy)), q->items -= end;
   for (int i = done; i < q->groups; i++) q->ends[i - done] = q->ends[i] - end;
   q->groups -= done;
@@ -43,7 +45,8 @@ void simt_copy_wait_all(uint32_t site) {
   simt_copy_wait(0);
 }
 
-/* ---- mbarriers: kept aside; the 8 bytes in shared memory only mark the place ---------------------------------------- */
+/* ---- mbarriers: kept aside; the 8 bytes in shared memory only mark the place ----------------------------------------
+ */
 typedef struct {
   uint64_t *at;
   int64_t bytes;
@@ -110,7 +113,9 @@ static uint64_t mbarrier_arrive(mbarrier *m, uint32_t count) {
   return phase;
 }
 
-uint64_t simt_mbarrier_arrive(uint64_t *p, uint32_t count, uint32_t site) { return mbarrier_arrive(mbarrier_used(p, "mbarrier.arrive", site), count); }
+uint64_t simt_mbarrier_arrive(uint64_t *p, uint32_t count, uint32_t site) {
+  return mbarrier_arrive(mbarrier_used(p, "mbarrier.arrive", site), count);
+}
 
 uint64_t simt_mbarrier_drop(uint64_t *p, uint32_t count, uint32_t site) {
   mbarrier *m = mbarrier_used(p, "mbarrier.arrive.drop", site);
@@ -118,7 +123,9 @@ uint64_t simt_mbarrier_drop(uint64_t *p, uint32_t count, uint32_t site) {
   return mbarrier_arrive(m, count);
 }
 
-void simt_mbarrier_expect(uint64_t *p, uint32_t bytes, uint32_t site) { mbarrier_used(p, "mbarrier.expect_tx", site)->bytes += bytes; }
+void simt_mbarrier_expect(uint64_t *p, uint32_t bytes, uint32_t site) {
+  mbarrier_used(p, "mbarrier.expect_tx", site)->bytes += bytes;
+}
 
 uint64_t simt_mbarrier_arrive_expect(uint64_t *p, uint32_t bytes, uint32_t site) {
   mbarrier *m = mbarrier_used(p, "mbarrier.arrive.expect_tx", site);
@@ -139,7 +146,8 @@ uint32_t simt_mbarrier_wait(uint32_t mode, uint64_t *p, uint64_t state, uint32_t
   return 1;
 }
 
-/* ---- copies that land when every fiber waits --------------------------------------------------------------------------- */
+/* ---- copies that land when every fiber waits
+ * --------------------------------------------------------------------------- */
 typedef struct {
   uint32_t rank, element, swizzle, magic;
   char *base;
@@ -206,7 +214,7 @@ static void move_box(transfer *t) {
             memcpy(line + x * e, here + b, e);
           }
         }
-      if (t->what == LOAD) shared_land(t->by, here, buffer, n, n, ASYNC, M.async_clock, t->site);
+      if (t->what == LOAD) shared_land(here, buffer, n, n, ASYNC, M.async_clock, t->site);
     }
     for (uint32_t d = 1; d < m->rank && ++i[d] == m->box[d]; d++) i[d] = 0;
   }
@@ -220,7 +228,7 @@ static void land_transfer(int index) {
   switch (t.what) {
   case LOAD: move_box(&t), complete(&t, t.bytes); break;
   case BULK_LOAD:
-    shared_land(t.by, t.shared, t.global, t.bytes, t.bytes, ASYNC, M.async_clock, t.site);
+    shared_land(t.shared, t.global, t.bytes, t.bytes, ASYNC, M.async_clock, t.site);
     complete(&t, t.bytes);
     break;
   case STORE: move_box(&t), shared_hold(t.by, t.shared, t.bytes, -READER, t.site), t.by->stores--; break;
@@ -231,7 +239,7 @@ static void land_transfer(int index) {
     break;
   case COPIES:
     for (copy *c = t.copies.item; c < t.copies.item + t.copies.items; c++)
-      shared_land(t.by, c->target, c->source, c->copied, c->bytes, ASYNC, M.async_clock, c->site);
+      shared_land(c->target, c->source, c->copied, c->bytes, ASYNC, M.async_clock, c->site);
     free(t.copies.item);
     mbarrier *m = mbarrier_at(t.mbarrier, "cp.async.mbarrier.arrive", t.site);
     if (!m->sum) m->sum = clocks_new(NULL);
@@ -247,7 +255,8 @@ int land_one(void) {
   return 1;
 }
 
-void simt_copy_arrive(uint32_t increment, uint64_t *p, uint32_t site) { /* arrives when this thread's cp.asyncs have landed */
+void simt_copy_arrive(uint32_t increment, uint64_t *p,
+                      uint32_t site) { /* arrives when this thread's cp.asyncs have landed */
   fiber *f = M.current;
   mbarrier *m = mbarrier_used(p, "cp.async.mbarrier.arrive", site);
   if (increment) m->pending++;
@@ -265,7 +274,8 @@ static uint32_t check_map(const tensor_map *m, uint32_t rank, const char *shared
   return bytes;
 }
 
-void simt_tensor_load(uint32_t rank, char *shared, uint64_t *p, const tensor_map *m, const int32_t *at, uint32_t multicast, uint32_t use, uint32_t site) {
+void simt_tensor_load(uint32_t rank, char *shared, uint64_t *p, const tensor_map *m, const int32_t *at,
+                      uint32_t multicast, uint32_t use, uint32_t site) {
   fiber *f = M.current;
   uint32_t bytes = check_map(m, rank, shared, site), own = region_of(shared) ? region_of(shared) - M.region : f->rank;
   uint32_t ranks = use ? multicast : 1u << own;
@@ -273,7 +283,13 @@ void simt_tensor_load(uint32_t rank, char *shared, uint64_t *p, const tensor_map
   for (int r = 0; r < M.ranks; r++)
     if (ranks >> r & 1) {
       int64_t shift = ((int64_t)r - own) * ARENA;
-      transfer t = {.what = LOAD, .by = f, .shared = shared + shift, .mbarrier = (uint64_t *)((char *)p + shift), .map = m, .bytes = bytes, .site = site};
+      transfer t = {.what = LOAD,
+                    .by = f,
+                    .shared = shared + shift,
+                    .mbarrier = (uint64_t *)((char *)p + shift),
+                    .map = m,
+                    .bytes = bytes,
+                    .site = site};
       mbarrier_used(t.mbarrier, "TMA", site);
       memcpy(t.at, at, 4 * rank);
       shared_expect(f, t.shared, bytes, "TMA to an address outside of shared memory", site);
@@ -283,30 +299,49 @@ void simt_tensor_load(uint32_t rank, char *shared, uint64_t *p, const tensor_map
 
 void simt_tensor_store(uint32_t rank, char *shared, const tensor_map *m, const int32_t *at, uint32_t site) {
   fiber *f = M.current;
-  transfer t = {.what = STORE, .by = f, .shared = shared, .map = m, .bytes = check_map(m, rank, shared, site), .site = site, .group = f->store_group};
+  transfer t = {.what = STORE,
+                .by = f,
+                .shared = shared,
+                .map = m,
+                .bytes = check_map(m, rank, shared, site),
+                .site = site,
+                .group = f->store_group};
   memcpy(t.at, at, 4 * rank);
   shared_hold(f, shared, t.bytes, READER, site);
-  if (M.check) simt_check_proxy(f, shared, t.bytes, site);
+  if (M.check) check_proxy(f, shared, t.bytes, site);
   f->stores++;
   pend(t);
 }
 
 void simt_bulk_load(char *shared, uint64_t *p, char *global, uint32_t bytes, uint32_t site) {
   M.report.site = site;
-  if (((uintptr_t)shared | (uintptr_t)global | bytes) & 15) fail(E_MISALIGNED, "cp.async.bulk: addresses and size must be multiples of 16");
+  if (((uintptr_t)shared | (uintptr_t)global | bytes) & 15)
+    fail(E_MISALIGNED, "cp.async.bulk: addresses and size must be multiples of 16");
   mbarrier_used(p, "cp.async.bulk", site);
   access_memory(M.current, global, bytes, 16, READ, site);
   shared_expect(M.current, shared, bytes, "cp.async.bulk to an address outside of shared memory", site);
-  pend((transfer){.what = BULK_LOAD, .by = M.current, .shared = shared, .global = global, .mbarrier = p, .bytes = bytes, .site = site});
+  pend((transfer){.what = BULK_LOAD,
+                  .by = M.current,
+                  .shared = shared,
+                  .global = global,
+                  .mbarrier = p,
+                  .bytes = bytes,
+                  .site = site});
 }
 
 void simt_bulk_store(char *global, char *shared, uint32_t bytes, uint32_t site) {
   M.report.site = site;
-  if (((uintptr_t)shared | (uintptr_t)global | bytes) & 15) fail(E_MISALIGNED, "cp.async.bulk: addresses and size must be multiples of 16");
+  if (((uintptr_t)shared | (uintptr_t)global | bytes) & 15)
+    fail(E_MISALIGNED, "cp.async.bulk: addresses and size must be multiples of 16");
   shared_hold(M.current, shared, bytes, READER, site);
-  if (M.check) simt_check_proxy(M.current, shared, bytes, site);
+  if (M.check) check_proxy(M.current, shared, bytes, site);
   M.current->stores++;
-  pend((transfer){.what = BULK_STORE, .by = M.current, .shared = shared, .global = global, .bytes = bytes, .site = site,
+  pend((transfer){.what = BULK_STORE,
+                  .by = M.current,
+                  .shared = shared,
+                  .global = global,
+                  .bytes = bytes,
+                  .site = site,
                   .group = M.current->store_group});
 }
 
@@ -315,7 +350,8 @@ void simt_bulk_commit(void) { M.current->store_group++; }
 void simt_bulk_wait(uint32_t pending) { /* this thread's own stores, the youngest `pending` groups excepted */
   fiber *f = M.current;
   for (int i = 0; i < N_PENDING;)
-    if (PENDING[i].by == f && PENDING[i].what >= STORE && PENDING[i].group + (int)pending < f->store_group) land_transfer(i);
+    if (PENDING[i].by == f && PENDING[i].what >= STORE && PENDING[i].group + (int)pending < f->store_group)
+      land_transfer(i);
     else i++;
 }
 

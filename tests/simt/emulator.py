@@ -29,7 +29,7 @@ from .tensormap import TensorMap
 
 __all__ = ["EmulationError", "Emulator", "Module", "TensorMap", "UnsupportedError", "device_array"]
 
-KINDS = " race bounds uninitialised async misaligned divergence deadlock spin invalid".split(" ")
+KINDS = ["", "race", "bounds", "uninitialised", "async", "misaligned", "divergence", "deadlock", "spin", "invalid"]
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 _CONVERSIONS = ("truncsfbf2", "truncdfbf2", "truncsfhf2", "truncdfhf2", "extendhfsf2")
 _GUARD = 64 << 10
@@ -80,7 +80,7 @@ def _machine() -> llvm.TargetMachine:
     llvm.initialize_native_asmprinter()
     level = min(host_level(), "x86-64-v3")
     target = llvm.Target.from_triple(llvm.get_default_triple())
-    return target.create_target_machine(cpu=level, opt=1, reloc="default", codemodel="jitdefault")
+    return target.create_target_machine(cpu=level, opt=0, reloc="default", codemodel="jitdefault")
 
 
 def _promoted(text: str) -> llvm.ModuleRef:
@@ -339,7 +339,7 @@ class _Launch:
                 _, more, other, label = members.pop(0)
                 high, writable, item = max(high, more), writable or other.flags.writeable, min(item, other.itemsize)
                 name += f" and {label}"
-            granule = min(item, 4).bit_length() - 1
+            granule = 1 if item == 2 else 2  # bytes share a word: what is remembered has a mask
             cells = None
             if self.module.emulator.check:
                 cells = np.zeros((((high - low) >> granule) + 1) * native.CELL, np.uint8)

@@ -136,9 +136,9 @@ def _table() -> dict[str, Shim]:
                 r"  %p1 = .*", f"  %value = bitcast i32 %r0 to {type}\n  ret {type} %value\n", pair, flags=re.S
             )
             table[f"shfl.sync.{mode}.{short}"] = Shim(type, params.split(", "), body.replace("[1 x", "[2 x"))
-    for m, mode in enumerate("add or and xor max min umax umin".split()):
+    for m, mode in enumerate(["add", "or", "and", "xor", "max", "min", "umax", "umin"]):
         add(f"redux.sync.{mode}", "i32", "i32, i32", "simt_vote", m)
-    for m, mode in enumerate("ballot any all uni".split()):
+    for m, mode in enumerate(["ballot", "any", "all", "uni"]):
         result = "i32" if mode == "ballot" else "i1"
         back = "  ret i32 %r\n" if mode == "ballot" else "  %t = trunc i32 %r to i1\n  ret i1 %t\n"
         body = f"  %w = zext i1 %a1 to i32\n  %r = call i32 @simt_vote(i32 {8 + m}, i32 %w, i32 %a0, i32 %site)\n{back}"
@@ -210,7 +210,7 @@ def _table() -> dict[str, Shim]:
         add(f"mbarrier.expect.tx{remote}", "void", f"{P7}, i32", "simt_mbarrier_expect")
 
     # bulk copies and tensors
-    load = "  call void @simt_bulk_load({} %a0, {} %a1, {} %a2, i32 %a3, i32 %site)\n  ret void\n".format(P7, P3, P1)
+    load = f"  call void @simt_bulk_load({P7} %a0, {P3} %a1, {P1} %a2, i32 %a3, i32 %site)\n  ret void\n"
     params = [P7, P3, P1, "i32", "i16", "i64", "i1", "i1"]
     table["cp.async.bulk.global.to.shared.cluster"] = Shim("void", params, load)
     store = f"  call void @simt_bulk_store({P1} %a0, {P3} %a1, i32 %a2, i32 %site)\n  ret void\n"

@@ -21,9 +21,10 @@ static int before(const fiber *f, record r, int shared) {
   return t == (uint32_t)f->id || clock_of(r) <= f->know->v[t];
 }
 
-static _Noreturn void race(const fiber *f, const region *g, const char *p, uint32_t size, record r, uint32_t site, uint32_t other_site,
-                           const char *what, const char *earlier) {
-  M.report.region = g - M.region, M.report.offset = p - g->base, M.report.size = size, M.report.site = site, M.report.other_site = other_site;
+static _Noreturn void race(const fiber *f, const region *g, const char *p, uint32_t size, record r, uint32_t site,
+                           uint32_t other_site, const char *what, const char *earlier) {
+  M.report.region = g - M.region, M.report.offset = p - g->base, M.report.size = size, M.report.site = site,
+  M.report.other_site = other_site;
   if (r >> 37 != M.number) fail(E_RACE, "%s what another block %s", what, earlier);
   uint32_t t = thread_of(r);
   if (t == ASYNC) fail(E_RACE, "%s what an asynchronous copy %s: it did not wait on the mbarrier", what, earlier);
@@ -32,7 +33,8 @@ static _Noreturn void race(const fiber *f, const region *g, const char *p, uint3
   fail(E_RACE, "%s what thread %d%s %s: nothing orders the two", what, M.report.other, where, earlier);
 }
 
-static void check_cell(fiber *f, const region *g, cell *c, uint32_t mask, int kind, const char *p, uint32_t size, uint32_t site) {
+static void check_cell(fiber *f, const region *g, cell *c, uint32_t mask, int kind, const char *p, uint32_t size,
+                       uint32_t site) {
   int shared = g->flags != NULL, is_atomic = kind >= ATOMIC;
   record w = c->write;
   if (w & mask && !before(f, w, shared) && !(is_atomic && atomic(w)))
@@ -60,7 +62,8 @@ static void check_cell(fiber *f, const region *g, cell *c, uint32_t mask, int ki
 }
 
 static _Noreturn void bad(int kind, const region *g, const char *p, uint32_t size, uint32_t site, const char *text) {
-  M.report.region = g ? g - M.region : -1, M.report.offset = g ? p - g->base : (int64_t)p, M.report.size = size, M.report.site = site;
+  M.report.region = g ? g - M.region : -1, M.report.offset = g ? p - g->base : (int64_t)p, M.report.size = size,
+  M.report.site = site;
   fail(kind, "%s", text);
 }
 
@@ -80,9 +83,12 @@ static void check_flags(const region *g, const char *p, uint32_t size, int write
   for (uint32_t i = 0; i < size; i++) {
     uint8_t s = flag[i];
     if (s == (ALLOCATED | WRITTEN)) continue;
-    if (!(s & ALLOCATED)) bad(E_BOUNDS, g, p, size, site, writes ? "writes outside of shared arrays" : "reads outside of shared arrays");
+    if (!(s & ALLOCATED))
+      bad(E_BOUNDS, g, p, size, site, writes ? "writes outside of shared arrays" : "reads outside of shared arrays");
     if (s & IN_FLIGHT)
-      bad(E_ASYNC, g, p, size, site, writes ? "writes where an asynchronous copy has not been waited for" : "reads what an asynchronous copy has not been waited for");
+      bad(E_ASYNC, g, p, size, site,
+          writes ? "writes where an asynchronous copy has not been waited for"
+                 : "reads what an asynchronous copy has not been waited for");
     if (s & MBARRIER) bad(E_INVALID, g, p, size, site, "touches an mbarrier as if it were data");
     if (writes && s >= READER) bad(E_ASYNC, g, p, size, site, "overwrites what an asynchronous operation still reads");
     if (!writes && !(s & WRITTEN)) bad(E_UNINITIALISED, g, p, size, site, "reads shared memory that was never written");
@@ -91,13 +97,16 @@ static void check_flags(const region *g, const char *p, uint32_t size, int write
 }
 
 void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, uint32_t site) {
-  if (--M.fuel < 0) bad(E_SPIN, NULL, p, size, site, "a billion accesses without a wait: does it wait for another block? (blocks run one after another)");
-  if ((uint64_t)(p - f->stack) < (260 << 10)) return; /* its own stack: local memory */
+  if (--M.fuel < 0)
+    bad(E_SPIN, NULL, p, size, site,
+        "a billion accesses without a wait: does it wait for another block? (blocks run one after another)");
+  if ((uint64_t)(p - f->stack) < STACK + GUARD) return; /* its own stack: local memory */
   f->polled = NULL, M.idle = 0;
   region *g = region_of(p);
   int writes = kind == WRITE || kind == ATOMIC;
   if (!g) bad(E_BOUNDS, NULL, p, size, site, writes ? "writes outside of every array" : "reads outside of every array");
-  if ((uintptr_t)p & (align - 1)) bad(E_MISALIGNED, g, p, size, site, "an address that is not aligned as the instruction says");
+  if ((uintptr_t)p & (align - 1))
+    bad(E_MISALIGNED, g, p, size, site, "an address that is not aligned as the instruction says");
   uint64_t offset = p - g->base;
   if (offset + size > g->size) bad(E_BOUNDS, g, p, size, site, writes ? "writes past the end" : "reads past the end");
   if (g->flags) {
@@ -115,7 +124,8 @@ void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, u
   if (!g->cells) return;
   uint32_t s = g->granule, low = offset & ((1 << s) - 1);
   if (s == 2 && !low && !(size & 3)) {
-    for (cell *c = g->cells + (offset >> 2), *end = c + (size >> 2); c < end; c++) check_cell(f, g, c, 15, kind, p, size, site);
+    for (cell *c = g->cells + (offset >> 2), *end = c + (size >> 2); c < end; c++)
+      check_cell(f, g, c, 15, kind, p, size, site);
     return;
   }
   for (uint64_t i = offset >> s, last = (offset + size - 1) >> s; i <= last; i++) {
@@ -125,8 +135,12 @@ void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, u
   }
 }
 
-void simt_read(char *p, uint32_t size, uint32_t align, uint32_t site) { access_memory(M.current, p, size, align, READ, site); }
-void simt_write(char *p, uint32_t size, uint32_t align, uint32_t site) { access_memory(M.current, p, size, align, WRITE, site); }
+void simt_read(char *p, uint32_t size, uint32_t align, uint32_t site) {
+  access_memory(M.current, p, size, align, READ, site);
+}
+void simt_write(char *p, uint32_t size, uint32_t align, uint32_t site) {
+  access_memory(M.current, p, size, align, WRITE, site);
+}
 
 /* A thread that comes to the same atomic again and again without touching other memory polls: let the others run. */
 static void atomic_access(char *p, uint32_t size, uint32_t align, int kind, uint32_t site) {
@@ -137,7 +151,9 @@ static void atomic_access(char *p, uint32_t size, uint32_t align, int kind, uint
   access_memory(f, p, size, align, kind, site);
   f->polled = p;
 }
-void simt_atomic_read(char *p, uint32_t size, uint32_t align, uint32_t site) { atomic_access(p, size, align, ATOMIC_READ, site); }
+void simt_atomic_read(char *p, uint32_t size, uint32_t align, uint32_t site) {
+  atomic_access(p, size, align, ATOMIC_READ, site);
+}
 
 /* Atomics order nothing by themselves: a fence before one publishes what was done, a fence after one learns of it.
    (All atomics count as one place, so some races through them are missed, and none is invented.) */
@@ -161,10 +177,12 @@ void simt_fence(uint32_t device, uint32_t site) {
 
 /* Lanes of a vector, those that are switched on. */
 void simt_read_lanes(char *p, uint32_t size, uint64_t lanes, uint32_t align, uint32_t site) {
-  for (; lanes; lanes &= lanes - 1) access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, READ, site);
+  for (; lanes; lanes &= lanes - 1)
+    access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, READ, site);
 }
 void simt_write_lanes(char *p, uint32_t size, uint64_t lanes, uint32_t align, uint32_t site) {
-  for (; lanes; lanes &= lanes - 1) access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, WRITE, site);
+  for (; lanes; lanes &= lanes - 1)
+    access_memory(M.current, p + __builtin_ctzll(lanes) * size, size, align < size ? align : size, WRITE, site);
 }
 
 void simt_read_range(char *p, uint64_t size, uint32_t site) {
@@ -177,7 +195,8 @@ void simt_write_range(char *p, uint64_t size, uint32_t site) {
 /* ---- asynchronous copies into shared memory, and asynchronous reads of it ----------------------------------- */
 void shared_flag(char *p, uint32_t bytes, uint8_t set, uint8_t clear) {
   region *g = region_of(p);
-  for (uint8_t *flag = g->flags + (p - g->base), *end = flag + bytes; flag < end; flag++) *flag = (*flag & ~clear) | set;
+  for (uint8_t *flag = g->flags + (p - g->base), *end = flag + bytes; flag < end; flag++)
+    *flag = (*flag & ~clear) | set;
 }
 
 /* A copy into these bytes begins: whoever used them before must have been waited for; nobody may touch them now. */
@@ -190,10 +209,12 @@ void shared_expect(fiber *f, char *p, uint32_t bytes, const char *what, uint32_t
 }
 
 /* The copy arrives; from now on it counts as a write by `thread` (or by the engine of asynchronous copies). */
-void shared_land(fiber *f, char *p, const char *source, uint32_t copied, uint32_t bytes, int thread, uint32_t clock, uint32_t site) {
+void shared_land(char *p, const char *source, uint32_t copied, uint32_t bytes, int thread, uint32_t clock,
+                 uint32_t site) {
   region *g = region_of(p);
   memcpy(p, source, copied), memset(p + copied, 0, bytes - copied);
-  for (uint8_t *flag = g->flags + (p - g->base), *end = flag + bytes; flag < end; flag++) *flag = (*flag & ~IN_FLIGHT) | WRITTEN;
+  for (uint8_t *flag = g->flags + (p - g->base), *end = flag + bytes; flag < end; flag++)
+    *flag = (*flag & ~IN_FLIGHT) | WRITTEN;
   uint64_t first = (p - g->base) >> 2, last = (p - g->base + bytes - 1) >> 2;
   record r = (record)M.number << 37 | (record)clock << 17 | (record)thread << 5 | 15;
   for (uint64_t i = first; i <= last; i++) g->cells[i].write = r, g->cells[i].write_site = site;
@@ -212,7 +233,7 @@ void shared_hold(fiber *f, char *p, uint32_t bytes, int step, uint32_t site) {
 
 /* The asynchronous engine sees what ordinary stores wrote only past a fence.proxy.async: by the writer after its store,
    or by the thread that starts the operation, since it last learnt of others. */
-void simt_check_proxy(fiber *f, const char *p, uint32_t bytes, uint32_t site) {
+void check_proxy(fiber *f, const char *p, uint32_t bytes, uint32_t site) {
   region *g = region_of(p);
   if (!g) return;
   for (uint64_t i = (p - g->base) >> 2, last = (p - g->base + bytes - 1) >> 2; i <= last; i++) {
@@ -221,7 +242,8 @@ void simt_check_proxy(fiber *f, const char *p, uint32_t bytes, uint32_t site) {
     int own = thread_of(w) == (uint32_t)f->id;
     if (clock_of(w) > M.fiber[thread_of(w)].fenced && (own || !f->fence_fresh)) {
       M.report.other = thread_of(w) % M.per_block, M.report.other_site = g->cells[i].write_site;
-      bad(E_ASYNC, g, p, bytes, site, "an asynchronous operation reads what an ordinary store wrote, without a fence.proxy.async in between");
+      bad(E_ASYNC, g, p, bytes, site,
+          "an asynchronous operation reads what an ordinary store wrote, without a fence.proxy.async in between");
     }
   }
 }

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("fibers.c", "memory.c", "warp.c", "async.c", "wgmma.c")
+SOURCES = ("fibers.c", "sync.c", "memory.c", "warp.c", "async.c", "wgmma.c")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-Wall", "-Wextra")
 
 MAX_THREADS, MAX_RANKS, MAX_REGIONS, ARENA = 2048, 8, 256, 1 << 18
@@ -62,6 +62,7 @@ class Launch(ctypes.Structure):
     ]
 
 
+@cache
 def compiler() -> str | None:
     """The machine's C compiler: $CC, cc, gcc or clang."""
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):

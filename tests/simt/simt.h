@@ -4,13 +4,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_THREADS = 2048, MAX_RANKS = 8, MAX_REGIONS = 256, ARENA = 1 << 18, ASYNC = MAX_THREADS };
+enum {
+  MAX_THREADS = 2048,
+  MAX_RANKS = 8,
+  MAX_REGIONS = 256,
+  ARENA = 1 << 18,
+  ASYNC = MAX_THREADS,
+  STACK = 1 << 20,
+  GUARD = 4096
+};
 
 /* ---- errors: `kind` indexes KINDS of emulator.py --------------------------------------------------------- */
 enum { E_RACE = 1, E_BOUNDS, E_UNINITIALISED, E_ASYNC, E_MISALIGNED, E_DIVERGENCE, E_DEADLOCK, E_SPIN, E_INVALID };
 
 typedef struct {
-  int32_t kind, region, other, thread;      /* region: -1 none; other: the other thread of a race, or -1 */
+  int32_t kind, region, other, thread; /* region: -1 none; other: the other thread of a race, or -1 */
   uint32_t block[3], site, other_site, size;
   int64_t offset;
   char text[6000];
@@ -40,7 +48,13 @@ typedef struct {
   int32_t writable;
 } region;
 
-enum { ALLOCATED = 1, WRITTEN = 2, IN_FLIGHT = 4, MBARRIER = 8, READER = 16 }; /* flags; READER counts in the high half */
+enum {
+  ALLOCATED = 1,
+  WRITTEN = 2,
+  IN_FLIGHT = 4,
+  MBARRIER = 8,
+  READER = 16
+}; /* flags; READER counts in the high half */
 
 /* ---- fibers ---------------------------------------------------------------------------------------------- */
 enum { READY, WAIT_WARP, WAIT_BARRIER, WAIT_MBARRIER, WAIT_POLL, WAIT_CLUSTER, DONE };
@@ -119,23 +133,28 @@ _Noreturn void fail(int kind, const char *format, ...) __attribute__((format(pri
 void suspend(int state, const char *what, void *object, uint32_t site);
 void wake(int state, void *object);
 uint32_t next_random(void);
+/* sync.c */
 clocks *clocks_new(const clocks *from);
 clocks *clocks_share(clocks *c);
 void clocks_drop(clocks *c);
 void release_into(clocks **sum, clocks **merged, fiber *f);
 void acquire(fiber *f, clocks *c);
 typedef void warp_operation(void **lanes, uint32_t mask);
-void rendezvous(const char *op, uint32_t qualifier, int aligned, uint32_t mask, void *args, warp_operation *run, uint32_t site);
+void warp_lane_exits(fiber *f);
+void sync_reset(void);
+void rendezvous(const char *op, uint32_t qualifier, int aligned, uint32_t mask, void *args, warp_operation *run,
+                uint32_t site);
 
 /* memory.c */
 enum { READ, WRITE, ATOMIC, ATOMIC_READ };
 void access_memory(fiber *f, char *p, uint32_t size, uint32_t align, int kind, uint32_t site);
 region *region_of(const char *p);
-void shared_land(fiber *f, char *p, const char *source, uint32_t copied, uint32_t bytes, int thread, uint32_t clock, uint32_t site);
+void shared_land(char *p, const char *source, uint32_t copied, uint32_t bytes, int thread, uint32_t clock,
+                 uint32_t site);
 void shared_expect(fiber *f, char *p, uint32_t bytes, const char *what, uint32_t site);
 void shared_hold(fiber *f, char *p, uint32_t bytes, int step, uint32_t site);
 void shared_flag(char *p, uint32_t bytes, uint8_t set, uint8_t clear);
-void simt_check_proxy(fiber *f, const char *p, uint32_t bytes, uint32_t site);
+void check_proxy(fiber *f, const char *p, uint32_t bytes, uint32_t site);
 
 /* warp.c */
 float from_bf16(uint16_t v);

@@ -90,7 +90,8 @@ static void shuffle(void **lanes, uint32_t mask) {
   }
 }
 
-void simt_shuffle(uint32_t mode, uint32_t mask, uint32_t value, uint32_t with, uint32_t bounds, uint32_t *out, uint32_t site) {
+void simt_shuffle(uint32_t mode, uint32_t mask, uint32_t value, uint32_t with, uint32_t bounds, uint32_t *out,
+                  uint32_t site) {
   static const char *const name[] = {"shfl.sync.up", "shfl.sync.down", "shfl.sync.bfly", "shfl.sync.idx"};
   exchange x = {value, with, bounds, 0, 0, mode};
   rendezvous(name[mode], mode, 0, mask, &x, shuffle, site);
@@ -222,7 +223,8 @@ static inline __attribute__((always_inline)) void mma_of(void **lanes, int kind,
       else
         for (int h = 0; h < 2; h++) b[t * 2 + i * 8 + h][g] = half_of(in[na + i], h, kind);
     }
-    for (int i = 0; i < 4; i++) c[g + i / 2 * 8][t * 2 + i % 2] = kind == F16_F16 ? half_of(acc[i / 2], i % 2, kind) : float_of(acc[i]);
+    for (int i = 0; i < 4; i++)
+      c[g + i / 2 * 8][t * 2 + i % 2] = kind == F16_F16 ? half_of(acc[i / 2], i % 2, kind) : float_of(acc[i]);
   }
   for (int i = 0; i < 16; i++)
     for (int k = 0; k < K; k++) c[i] += a[i][k] * b[k];

@@ -1,12 +1,23 @@
 /* wgmma: products of a warpgroup (128 threads) whose operands lie in shared memory, described by 64-bit descriptors.
 
    The product is computed at the wait that covers it.  Until then its results are NaNs that name the operation and
-   the register, so a later wgmma may accumulate onto them, and nobody else can make use of them; its operands are held. */
+   the register, so a later wgmma may accumulate onto them, and nobody else can make use of them; its operands are held.
+ */
 #include "simt.h"
 #include <stdlib.h>
 #include <string.h>
 
-enum { RING = 64, TAG = 0x7fe00000, THREADS = 128, BF16 = 0, F16 = 1, TF32 = 2, TRANSPOSE_A = 1, TRANSPOSE_B = 2, A_IN_REGISTERS = 4 };
+enum {
+  RING = 64,
+  TAG = 0x7fe00000,
+  THREADS = 128,
+  BF16 = 0,
+  F16 = 1,
+  TF32 = 2,
+  TRANSPOSE_A = 1,
+  TRANSPOSE_B = 2,
+  A_IN_REGISTERS = 4
+};
 
 typedef struct {
   uint32_t id, done, confirmed, n, kind, flags, accumulate, site;
@@ -32,7 +43,8 @@ static warpgroup *GROUP[MAX_THREADS / THREADS];
 
 static warpgroup *group_of(fiber *f, const char *what, uint32_t site) {
   M.report.site = site;
-  if (M.per_block % THREADS) fail(E_DIVERGENCE, "%s: blocks of %d threads, not whole warpgroups of 128", what, M.per_block);
+  if (M.per_block % THREADS)
+    fail(E_DIVERGENCE, "%s: blocks of %d threads, not whole warpgroups of 128", what, M.per_block);
   warpgroup **g = &GROUP[f->id / THREADS];
   if (!*g) *g = calloc(1, sizeof **g);
   return *g;
@@ -41,7 +53,8 @@ static warpgroup *group_of(fiber *f, const char *what, uint32_t site) {
 /* The address of a row of 16 bytes of a core matrix: `mn` counts rows (or columns), `k` along the product's sum. */
 static char *piece(char *base, uint64_t desc, int transposed, uint32_t mn, uint32_t k, uint32_t bytes) {
   static const uint8_t modes[] = {0, 3, 2, 1};
-  uint32_t mode = modes[desc >> 62], width = 16 << mode, lead = (desc >> 16 & 0x3fff) << 4, stride = (desc >> 32 & 0x3fff) << 4, offset;
+  uint32_t mode = modes[desc >> 62], width = 16 << mode, lead = (desc >> 16 & 0x3fff) << 4,
+           stride = (desc >> 32 & 0x3fff) << 4, offset;
   if (transposed) {
     uint32_t q = mn * bytes / 16;
     if (mode) offset = q % (width / 16) * 16 + q / (width / 16) * lead + k % 8 * width + k / 8 * stride;
@@ -67,7 +80,8 @@ static float element(const char *p, uint32_t i, uint32_t kind) {
   return kind == BF16 ? from_bf16(h) : from_f16(h);
 }
 
-/* The operand as floats (to != NULL); or a hold of its pieces that begins or ends; or (step 0) a note that they were read. */
+/* The operand as floats (to != NULL); or a hold of its pieces that begins or ends; or (step 0) a note that they were
+ * read. */
 static void operand_pieces(product *p, int is_b, float *to, int step) {
   uint32_t bytes = p->kind == TF32 ? 4 : 2, depth = 32 / bytes, per = 16 / bytes, rows = is_b ? p->n : 64;
   int transposed = p->flags & (is_b ? TRANSPOSE_B : TRANSPOSE_A);
@@ -78,9 +92,10 @@ static void operand_pieces(product *p, int is_b, float *to, int step) {
     for (uint32_t k = 0; k < depth; k += k_step) {
       char *at = piece(base, is_b ? p->b : p->a, transposed, mn, k, bytes);
       if (to)
-        for (uint32_t i = 0; i < per; i++) to[(transposed ? mn + i : mn) * depth + (transposed ? k : k + i)] = element(at, i, p->kind);
+        for (uint32_t i = 0; i < per; i++)
+          to[(transposed ? mn + i : mn) * depth + (transposed ? k : k + i)] = element(at, i, p->kind);
       else if (step) {
-        if (step > 0 && M.check) simt_check_proxy(p->leader, at, 16, p->site);
+        if (step > 0 && M.check) check_proxy(p->leader, at, 16, p->site);
         shared_hold(p->leader, at, 16, step, p->site);
       } else if (M.check) access_memory(p->leader, at, 16, 16, READ, p->site);
     }
@@ -109,15 +124,18 @@ static void compute(warpgroup *g, product *p) {
         int row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8;
         if (p->kind == TF32) a[row * depth + t % 4 + i / 2 * 4] = element((char *)&p->registers[t][i], 0, TF32);
         else
-          for (int h = 0; h < 2; h++) a[row * depth + t % 4 * 2 + i / 2 * 8 + h] = element((char *)&p->registers[t][i], h, p->kind);
+          for (int h = 0; h < 2; h++)
+            a[row * depth + t % 4 * 2 + i / 2 * 8 + h] = element((char *)&p->registers[t][i], h, p->kind);
       }
   } else operand_pieces(p, 0, a, 0);
   operand_pieces(p, 1, b, 0);
   for (uint32_t j = 0; j < p->n; j++)
     for (uint32_t k = 0; k < depth; k++) transposed[k][j] = b[j * depth + k];
-#define EACH(t, r, row, column) \
-  for (uint32_t t = 0; t < THREADS; t++) \
-    for (uint32_t r = 0, row, column; r < p->n / 2 && (row = t / 32 * 16 + t % 32 / 4 + r / 2 % 2 * 8, column = r / 4 * 8 + t % 4 * 2 + r % 2, 1); r++)
+#define EACH(t, r, row, column)                                                                                        \
+  for (uint32_t t = 0; t < THREADS; t++)                                                                               \
+    for (uint32_t r = 0, row, column;                                                                                  \
+         r < p->n / 2 && (row = t / 32 * 16 + t % 32 / 4 + r / 2 % 2 * 8, column = r / 4 * 8 + t % 4 * 2 + r % 2, 1);  \
+         r++)
   EACH(t, r, row, column) {
     M.current = first + t;
     uint32_t v = p->accumulate ? resolved(g, p->d[t][r]) : 0;
@@ -137,17 +155,20 @@ static void complete(fiber *f, warpgroup *g, int pending) {
     product *p = g->ring[i % RING];
     if (p->group + pending >= f->wgmma_groups) continue;
     if (!p->done) compute(g, p);
-    if (p->leader == f && !p->confirmed) p->confirmed = 1, operands(p, 0); /* the reads end now: not when it was issued */
+    if (p->leader == f && !p->confirmed)
+      p->confirmed = 1, operands(p, 0); /* the reads end now: not when it was issued */
   }
 }
 
 /* in: n/2 accumulators, then 4 registers of A if it lies there; out: n/2. */
-void simt_wgmma(uint32_t kind, uint32_t n, uint32_t flags, const uint32_t *in, uint64_t a, uint64_t b, uint32_t accumulate, uint32_t *out, uint32_t site) {
+void simt_wgmma(uint32_t kind, uint32_t n, uint32_t flags, const uint32_t *in, uint64_t a, uint64_t b,
+                uint32_t accumulate, uint32_t *out, uint32_t site) {
   fiber *f = M.current;
   warpgroup *g = group_of(f, "wgmma.mma_async", site);
   if (!f->wgmma_fence) fail(E_ASYNC, "wgmma.mma_async without a wgmma.fence since the last wait");
   uint64_t shape = (uint64_t)kind << 40 ^ (uint64_t)n << 32 ^ (uint64_t)flags << 48 ^ (a * 31 + b * 7 + accumulate);
-  if (g->arrived && (g->site != site || g->shape != shape)) fail(E_DIVERGENCE, "wgmma: threads of a warpgroup come with different operands or from different places");
+  if (g->arrived && (g->site != site || g->shape != shape))
+    fail(E_DIVERGENCE, "wgmma: threads of a warpgroup come with different operands or from different places");
   g->site = site, g->shape = shape;
   g->operand[f->id % THREADS] = (operand){in, out};
   if (++g->arrived < THREADS) {
@@ -159,7 +180,8 @@ void simt_wgmma(uint32_t kind, uint32_t n, uint32_t flags, const uint32_t *in, u
   product **slot = &g->ring[id % RING], *p = *slot;
   if (!p) p = *slot = malloc(sizeof *p);
   else if (id >= RING && !p->done) fail(E_INVALID, "more than %d wgmma in flight", RING);
-  p->id = id, p->done = p->confirmed = 0, p->n = n, p->kind = kind, p->flags = flags, p->accumulate = accumulate, p->site = site;
+  p->id = id, p->done = p->confirmed = 0, p->n = n, p->kind = kind, p->flags = flags, p->accumulate = accumulate,
+  p->site = site;
   p->group = f->wgmma_groups, p->a = a, p->b = b, p->leader = M.fiber + f->id / THREADS * THREADS + THREADS - 1;
   for (int t = 0; t < THREADS; t++) {
     const operand *o = &g->operand[t];
