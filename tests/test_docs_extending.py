@@ -5,29 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pages
 import pytest
 
 import pullback
 from pullback.codegen.target import _NEEDS, cpu_target, host_level
-
-DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.mark.parametrize("page", ["adding-a-pass", "adding-a-target"])
 def test_page(page, tmp_path):
     if page == "adding-a-target" and host_level() == "x86-64-v2":
         pytest.skip("this processor has no AVX2")
-    text = (DOCS / f"{page}.md").read_text()
-    names = {"__name__": page, "folder": tmp_path}
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, f"{page}.md", "exec"), names)
-    assert len(names) > 10
+    assert len(pages.run(page, {"__name__": page, "folder": tmp_path})) > 10
 
 
 @pytest.mark.parametrize("page", ["adding-an-op", "adding-a-pass", "adding-a-target", "passes", "schedules", "llvm-ir"])
 def test_files_that_are_named_exist(page):
     root = Path(pullback.__file__).parent
-    for name in re.findall(r"`((?:compiler/pullback/|tests/|[a-z]+/)[\w/]+\.py)`", (DOCS / f"{page}.md").read_text()):
+    for name in re.findall(r"`((?:compiler/pullback/|tests/|[a-z]+/)[\w/]+\.py)`", pages.page(page)):
         places = [root / name, root.parent.parent / name]
         assert any(p.exists() for p in places), name
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
+import pages
 
 from pullback.codegen.math import FUNCTIONS, ULP
 from pullback.kernel.evaluate import evaluate
 from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
 
-PAGE = (Path(__file__).parent.parent / "docs" / "kernel-ir.md").read_text()
+PAGE = pages.page("kernel-ir")
 
 
 def test_worked_example():
-    texts = re.findall(r"```kernel\n(.*?)```", PAGE, re.S)
+    texts = pages.blocks("kernel-ir", "kernel")
     assert len(texts) == 2
     g = np.random.default_rng(0)
     x, w, b = (g.standard_normal(s).astype(np.float32) for s in ((8, 6), (10, 6), (10,)))

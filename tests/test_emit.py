@@ -6,10 +6,10 @@ import ctypes
 import io
 import re
 import threading
-from pathlib import Path
 
 import kernels_by_hand as by_hand
 import numpy as np
+import pages
 import pytest
 from elftools.elf.elffile import ELFFile
 
@@ -293,9 +293,6 @@ def test_the_text_is_the_same_every_time():
 
 
 def test_the_example_of_the_documentation():
-    page = (Path(__file__).parent.parent / "docs" / "llvm-ir.md").read_text()
-    names: dict = {}
-    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(code, names)
-    for llvm in re.findall(r"```llvm\n(.*?)```", page, re.DOTALL):
+    names = pages.run("llvm-ir")
+    for llvm in pages.blocks("llvm-ir", "llvm"):
         assert llvm in names["text"]

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import pages
 
 from pullback.lower import fuse, nests, ordered, stores, summation
 
-PAGE = (Path(__file__).parent.parent / "docs" / "fusion.md").read_text()
-
 
 def test_example(capsys):
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    (printed,) = re.findall(r"```text\n(.*?)```", PAGE, re.S)
-    exec(compile(program, "fusion.md", "exec"), {"__name__": "page"})
+    (printed,) = pages.blocks("fusion", "text")
+    pages.run("fusion")
     assert capsys.readouterr().out.strip() == printed.strip()
 
 
 def test_numbers():
-    text = " ".join(PAGE.split())
+    text = " ".join(pages.page("fusion").split())
     for number, words in [
         (summation.LANES, "W = min({}, next power of two"),
         (summation.LONG, "(more than {} elements)"),

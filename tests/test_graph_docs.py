@@ -1,8 +1,9 @@
 """The examples of docs/graph-ir.md and docs/passes.md are true."""
 
 import re
-from pathlib import Path
 
+import pages
+from pages import blocks
 from random_graphs import traced
 
 from pullback import passes
@@ -12,15 +13,9 @@ from pullback.graph.graph import Loc, loc_scope
 from pullback.graph.text import parse, to_text
 from pullback.graph.types import TensorType, f32
 
-DOCS = Path(__file__).parent.parent / "docs"
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
-
 
 def test_text_of_a_layer():
-    source, expected = blocks("graph-ir.md", "python")[0], blocks("graph-ir.md", "text")[0]
+    source, expected = blocks("graph-ir")[0], blocks("graph-ir", "text")[0]
     names = {"xp": xp}
     exec(source, names)
     with loc_scope(Loc("model.py", 2, "layer")):
@@ -31,20 +26,18 @@ def test_text_of_a_layer():
 
 def test_round_trip():
     names = {"graph": traced(lambda x: xp.exp(x) + 1, TensorType(f32, (4,)))}
-    exec(blocks("graph-ir.md", "python")[1], names)
+    exec(blocks("graph-ir")[1], names)
     assert equal(names["again"], names["graph"])
 
 
 def test_the_pass_works():
     before = traced(lambda x: xp.exp(x) - 1, TensorType(f32, (4,)))
-    names = {"passes": passes, "before": before}
-    for block in blocks("passes.md", "python"):
-        exec(block, names)
+    names = pages.run("passes", {"passes": passes, "before": before})
     assert equal(names["after"], traced(lambda x: xp.expm1(x), TensorType(f32, (4,))))
     untouched = traced(lambda x: xp.exp(x) - 2, TensorType(f32, (4,)))
     assert passes.run(untouched, [names["exp_minus_one"]]) is untouched
 
 
 def test_every_pass_is_listed():
-    page = (DOCS / "passes.md").read_text()
+    page = pages.page("passes")
     assert [p.__name__ for p in passes.PASSES if f"| `{p.__name__}` |" not in page] == []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
+import pages
 import pytest
 from op_samples import Sample, evaluations, samples
 
@@ -310,12 +308,8 @@ def test_lowered_random_is_one_expression_of_its_counters():
 
 
 def test_the_worked_example_of_the_documentation():
-    page = (Path(__file__).parent.parent / "docs" / "adding-an-op.md").read_text()
-    script: dict[str, object] = {"__name__": "example"}
     try:
-        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-            exec(compile(block, "adding-an-op.md", "exec"), script)
-        sample = script["sample"]
+        sample = pages.run("adding-an-op")["sample"]
         test_evaluates_to_the_inferred_type_in_every_way(sample)
         test_lowering_hook_means_the_same(sample)
         test_derivatives(sample)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
-from pathlib import Path
 
 import numpy as np
+import pages
 
 import pullback as pb
 from pullback.config import Options
@@ -15,20 +14,14 @@ from pullback.dsl.trace import trace_functions
 from pullback.kernel.plan import STATE
 from pullback.lower.memory import Lifetime, aligned, pack
 
-DOC = Path(__file__).parent.parent / "docs" / "plan.md"
-
 
 def plan_of(function, namespace):
     build = Build(trace_functions([function], namespace), Options(cache=False))
     return next(iter(build.plans.values()))
 
 
-def test_the_documents_example(tmp_path):
-    source = tmp_path / "example.py"
-    source.write_text(re.search(r"```python\n(.*?)```", DOC.read_text(), re.S)[1])
-    names = {}
-    exec(compile(source.read_text(), source, "exec"), names)
-    f = names["f"]
+def test_the_documents_example():
+    f = pages.run("plan")["f"]
     assert (len(f.steps), f.commit, f.arena) == (2, 1, 64)
     (write,) = f.steps[1].calls
     assert [a.base for a in write.arguments].count(STATE) == 1

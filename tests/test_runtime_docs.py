@@ -1,11 +1,11 @@
 """The Python blocks of docs/runtime.md and docs/artifact.md run, on the digits example."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -33,11 +33,8 @@ def folder(tmp_path_factory):
 def test_blocks_run(folder, monkeypatch, capsys, name, printed):
     pytest.importorskip("safetensors")
     monkeypatch.chdir(folder)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / f"docs/{name}.md").read_text(), re.S | re.M)
-    scope: dict = {}
-    for block in blocks:
-        exec(compile(block, f"docs/{name}.md", "exec"), scope)
+    pages.run(name)
     out = capsys.readouterr().out
-    assert blocks and printed in out
+    assert printed in out
     if name == "runtime":
         assert "train: " in out and "is out of range; the state is as it was before" in out

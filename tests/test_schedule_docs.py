@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import pages
 import schedule_nests as nests
 
 from pullback.codegen.target import cpu_target
 from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.schedule import masks, schedule, sinking, staging, steps
 
-PAGE = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text()
+PAGE = pages.page("schedules")
 
 
 def test_worked_example():
-    before, after = re.findall(r"```kernel\n(.*?)```", PAGE, re.S)
+    before, after = pages.blocks("schedules", "kernel")
     kernel = parse_kernel(before)
     assert print_kernel(kernel) == before
     scheduled = schedule(kernel, cpu_target("x86-64-v4"))

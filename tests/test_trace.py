@@ -1,10 +1,10 @@
 """Tracing model scripts into programs: state, dimensions, structure of arguments and results, errors."""
 
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 from interpreter import Interpreter, interpret, run
 
@@ -440,9 +440,8 @@ def test_bare_arrays_and_parameters_as_results():
 
 
 def test_the_manual_is_one_script_that_traces(tmp_path):
-    text = (EXAMPLES.parent / "docs" / "dsl.md").read_text()
     path = tmp_path / "manual.py"
-    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    path.write_text("\n".join(pages.blocks("dsl")))
     program = trace_script(path, dims=parse_dims(["batch=64", "predict.batch=1,64"]))
     assert [f.name for f in program.functions] == [
         *("train", "predict", "predict", "scale", "penalty", "adapted", "regress", "init")
