@@ -33,7 +33,7 @@ def run(text: str, *args, grid=1, block=32, order: str = "forward", **options) -
     Emulator(order).load(text).launch("kernel", grid, block, args, **options)
 
 
-# ---- whole kernels -------------------------------------------------------------------------------------------
+# ---- whole kernels --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("order", ORDERS)
 def test_simple_kernels(order):
     x, y, z = normal(1000), normal(1000, seed=1), np.full(1000, np.nan, np.float32)
@@ -96,7 +96,7 @@ def test_cluster_shares_memory(order):
 
 
 def test_speed():
-    """The budget is 0.2 ms for a reduction of 256 threads, 8 ms for a tile of 128^3; a busy machine gets five times that."""
+    """The budget: 0.2 ms for a reduction of 256 threads, 8 ms for a tile of 128^3; a busy machine gets five times that."""
     x, y = normal(256), np.zeros(1, np.float32)
     a, b, c = bf16(normal(128, 128)), bf16(normal(128, 128)), np.zeros((128, 128), np.float32)
     cases = [(kernels.block_sum(), [x, y], 0, 1e-3), (kernels.bf16_gemm(), [a, b, c], 3 * 16384, 40e-3)]
@@ -109,9 +109,9 @@ def test_speed():
         assert best < limit
 
 
-# ---- operations of warps ------------------------------------------------------------------------------------------
+# ---- operations of warps --------------------------------------------------------------------------------------
 def by_lane(result: str, body, lanes: int = 32, order: str = "random:3", inputs: int = 1) -> np.ndarray:
-    """What each lane gets from `body(t, *values)`: the values are 32-bit integers of the lane, from a fixed sequence."""
+    """What each lane gets from `body(t, *values)`: the values are integers of the lane, from a fixed sequence."""
     t = Text(", ".join([f"ptr addrspace(1) %x{i}" for i in range(inputs)] + ["ptr addrspace(1) %y"]))
     tid = t.sreg("tid.x")
     values = [t.op(f"load i32, ptr addrspace(1) {t.at(f'%x{i}', tid, 'i32', 1)}") for i in range(inputs)]
@@ -207,22 +207,7 @@ def test_barrier_reductions():
 
 def test_special_registers():
     t = Text("ptr addrspace(1) %y")
-    names = [
-        "tid.x",
-        "tid.y",
-        "tid.z",
-        "ntid.x",
-        "ntid.y",
-        "ntid.z",
-        "ctaid.x",
-        "ctaid.y",
-        "ctaid.z",
-        "nctaid.x",
-        "nctaid.y",
-        "nctaid.z",
-        "laneid",
-        "warpid",
-    ]
+    names = [f"{n}.{axis}" for n in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"] + ["laneid", "warpid"]
     values = [t.sreg(n) for n in names]
     block = t.add(values[6], t.mul(values[9], t.add(values[7], t.mul(values[10], values[8]))))
     thread = t.add(values[0], t.mul(values[3], t.add(values[1], t.mul(values[4], values[2]))))
@@ -310,7 +295,7 @@ def test_products_of_other_types(kind):
     np.testing.assert_allclose(got, want, atol=2e-2 if kind == "f16 sums" else 1e-5)
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers --------------------------------------------------------------------------------------------------
 def elementwise(source: str, target: str, body: str, x: np.ndarray, dtype) -> np.ndarray:
     text = f"""
     declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()
@@ -373,7 +358,7 @@ def test_approximations_are_exact(name, want):
     np.testing.assert_allclose(y, want(x), rtol=2e-6)
 
 
-# ---- memory and launches ------------------------------------------------------------------------------------------------
+# ---- memory and launches --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("order", ORDERS)
 def test_atomics(order):
     t = Text("ptr addrspace(1) %x, ptr addrspace(1) %n")
@@ -486,7 +471,7 @@ def test_masked_accesses():
     declare <4 x float> @llvm.masked.load.v4f32.p1(ptr addrspace(1), i32, <4 x i1>, <4 x float>)
     declare void @llvm.masked.store.v4f32.p1(<4 x float>, ptr addrspace(1), i32, <4 x i1>)
     define ptx_kernel void @kernel(ptr addrspace(1) %x, ptr addrspace(1) %y) {
-      %v = call <4 x float> @llvm.masked.load.v4f32.p1(ptr addrspace(1) %x, i32 4, <4 x i1> MASK, <4 x float> zeroinitializer)
+      %v = call <4 x float> @llvm.masked.load.v4f32.p1(ptr addrspace(1) %x, i32 4, <4 x i1> MASK, <4 x float> poison)
       call void @llvm.masked.store.v4f32.p1(<4 x float> %v, ptr addrspace(1) %y, i32 4, <4 x i1> MASK)
       ret void
     }
@@ -542,7 +527,7 @@ def test_unknown_parts_are_named():
     clock = "declare i64 @llvm.nvvm.read.ptx.sreg.clock64()\ndefine ptx_kernel void @kernel() {\n"
     with pytest.raises(UnsupportedError, match=r"no @llvm.nvvm.read.ptx.sreg.clock64 \(in @kernel\)"):
         load(clock + "  %c = call i64 @llvm.nvvm.read.ptx.sreg.clock64()\n  ret void\n}\n")
-    with pytest.raises(UnsupportedError, match="inline assembly outside of an @pb. wrapper, in @kernel"):
+    with pytest.raises(UnsupportedError, match=r"inline assembly outside of an @pb\. wrapper, in @kernel"):
         load('define ptx_kernel void @kernel() {\n  call void asm sideeffect "nop;", ""()\n  ret void\n}\n')
     with pytest.raises(UnsupportedError, match="neither shared nor constant: @g"):
         load("@g = addrspace(1) global i32 0\ndefine ptx_kernel void @kernel() {\n  ret void\n}\n")

@@ -34,7 +34,7 @@ def halves(*shape: int) -> np.ndarray:
     return np.full(shape, 0x3F80, np.uint16)
 
 
-# ---- barriers and races ------------------------------------------------------------------------------------------
+# ---- barriers and races ---------------------------------------------------------------------------------------
 def test_missing_barrier():
     errors = caught(kernels.block_sum(barrier=False), floats(256), floats(1), kinds="race uninitialised")
     assert any(
@@ -86,7 +86,7 @@ def test_neighbouring_halves_are_no_race():
         np.testing.assert_array_equal(y.view(np.uint16), np.arange(64))
 
 
-# ---- divergence ---------------------------------------------------------------------------------------------------
+# ---- divergence -----------------------------------------------------------------------------------------------
 def test_divergent_shuffle():
     errors = caught(kernels.block_sum(divergent=True), floats(256), floats(1), kinds="divergence")
     text = str(errors[0])
@@ -139,7 +139,7 @@ def test_barriers_that_disagree_in_number():
     assert "while" in str(caught(t.module(), floats(1), block=96, kinds="divergence")[0])
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------------------------
 def test_out_of_bounds():
     add = kernels.vector_add("1024")
     errors = caught(add, floats(1000), floats(1000), floats(1000), 0, grid=4, kinds="bounds")
@@ -177,7 +177,7 @@ def test_misaligned():
     caught(t.module(), floats(32), block=1, kinds="misaligned")
 
 
-# ---- asynchronous copies ------------------------------------------------------------------------------------------------
+# ---- asynchronous copies --------------------------------------------------------------------------------------
 def test_wrong_wait_of_cp_async():
     matrices = halves(128, 128), halves(128, 128), floats(128, 128)
     errors = caught(kernels.bf16_gemm(pending=2), *matrices, shared_bytes=3 * 16384, kinds="async")

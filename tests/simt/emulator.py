@@ -117,7 +117,7 @@ def _kernels(module: llvm.ModuleRef) -> dict[str, Kernel]:
 
 
 class Emulator:
-    """`order` of threads and blocks: forward, reverse, or random:SEED.  `check=False` runs without watching accesses."""
+    """`order` of threads and blocks: forward, reverse or random:SEED.  `check=False` does not watch accesses."""
 
     def __init__(self, order: str = "forward", check: bool = True):
         if reason := native.missing():
@@ -182,7 +182,8 @@ class Module:
             lines.append(f"  %s{i} = getelementptr ptr, ptr %a, i32 {i}\n  %p{i} = load ptr, ptr %s{i}\n")
             lines.append(f"  %x{i} = load {type}, ptr %p{i}\n")
             operands.append(f"{type} %x{i}")
-        return f"define void @simt.entry.{k.name}(ptr %a) {{\n{''.join(lines)}  call void @{k.name}({', '.join(operands)})\n  ret void\n}}\n"
+        lines.append(f"  call void @{k.name}({', '.join(operands)})\n  ret void\n")
+        return f"define void @simt.entry.{k.name}(ptr %a) {{\n{''.join(lines)}}}\n"
 
     def _place(self) -> None:
         """Offsets of shared arrays: aligned as they ask and no better, with gaps that catch steps past an end."""

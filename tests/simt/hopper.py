@@ -128,7 +128,8 @@ def wgmma_declarations(n: int, transposed: bool) -> list[str]:
         f'  %r = call {struct} asm sideeffect "{mma}", "{tied},l,l,r"({args}, i64 %a, i64 %b, i32 %z) convergent\n'
         f"  ret {struct} %r\n}}",
         f"define internal {struct} @pb.wgmma.wait.0.f32x{count}({floats}) alwaysinline {{\n"
-        f'  %r = call {struct} asm sideeffect "wgmma.wait_group.sync.aligned 0;", "{tied},~{{memory}}"({args}) convergent\n'
+        f'  %r = call {struct} asm sideeffect "wgmma.wait_group.sync.aligned 0;", "{tied},~{{memory}}"({args})'
+        f" convergent\n"
         f"  ret {struct} %r\n}}",
     ]
 

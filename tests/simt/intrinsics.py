@@ -131,11 +131,10 @@ def _table() -> dict[str, Shim]:
         for short, type in (("i32", "i32"), ("f32", "float")):
             params = f"i32, {type}, i32, i32"
             add(f"shfl.sync.{mode}.{short}p", f"{{ {type}, i1 }}", params, "simt_shuffle", m)
-            pair = table[f"shfl.sync.{mode}.{short}p"].body
-            body = re.sub(
-                r"  %p1 = .*", f"  %value = bitcast i32 %r0 to {type}\n  ret {type} %value\n", pair, flags=re.S
-            )
-            table[f"shfl.sync.{mode}.{short}"] = Shim(type, params.split(", "), body.replace("[1 x", "[2 x"))
+            call = f"call void @simt_shuffle(i32 {m}, i32 %a0, i32 %w, i32 %a2, i32 %a3, ptr %out, i32 %site)"
+            body = f"  %out = alloca [2 x i32]\n  %w = bitcast {type} %a1 to i32\n  {call}\n"
+            body += f"  %r = load {type}, ptr %out\n  ret {type} %r\n"
+            table[f"shfl.sync.{mode}.{short}"] = Shim(type, params.split(", "), body)
     for m, mode in enumerate(["add", "or", "and", "xor", "max", "min", "umax", "umin"]):
         add(f"redux.sync.{mode}", "i32", "i32, i32", "simt_vote", m)
     for m, mode in enumerate(["ballot", "any", "all", "uni"]):
@@ -223,8 +222,8 @@ def _table() -> dict[str, Shim]:
         first = [3 + d for d in range(rank)]
         params = [P7, P3, PTR, *["i32"] * rank, "i16", "i64", "i1", "i1", "i32"]
         multicast = f"  %m = zext i16 %a{3 + rank} to i32\n  %u = zext i1 %a{5 + rank} to i32\n"
-        call = f"  call void @simt_tensor_load(i32 {rank}, {P7} %a0, {P3} %a1, ptr %a2, ptr %at, i32 %m, i32 %u, i32 %site)\n"
-        body = at.format(*first) + multicast + call + "  ret void\n"
+        operands = f"i32 {rank}, {P7} %a0, {P3} %a1, ptr %a2, ptr %at, i32 %m, i32 %u, i32 %site"
+        body = at.format(*first) + multicast + f"  call void @simt_tensor_load({operands})\n  ret void\n"
         table[f"cp.async.bulk.tensor.g2s.tile.{rank}d"] = Shim("void", params, body)
         params = [P3, PTR, *["i32"] * rank, "i64", "i1"]
         call = f"  call void @simt_tensor_store(i32 {rank}, {P3} %a0, ptr %a1, ptr %at, i32 %site)\n  ret void\n"

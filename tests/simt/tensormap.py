@@ -1,4 +1,4 @@
-"""Tensor maps: what `cuTensorMapEncodeTiled` makes on a GPU, in the emulator's own encoding, with the driver's rules."""
+"""Tensor maps: what `cuTensorMapEncodeTiled` makes on a GPU, in an encoding of our own, with the driver's rules."""
 
 from __future__ import annotations
 
