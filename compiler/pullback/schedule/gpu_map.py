@@ -16,7 +16,6 @@ from .common import lanes_of
 from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
 from .nest import extents_of, fuse_chain, memory, order_axes, outer_chain, stride
-from .sinking import sink
 from .steps import bind, split, tidy
 
 
@@ -68,7 +67,6 @@ def _deal(kernel: Kernel, axes: list[str], target: Target, limits: GpuLimits) ->
         kernel = split(kernel, v, lanes, v, f"{v}_v")
         bindings[f"{v}_v"] = "vector"
         inner //= lanes
-    tail = "peel" if column else "mask"
     left, room = list(axes), limits.threads
     while left and room > 1:
         a = left[-1]
@@ -79,9 +77,8 @@ def _deal(kernel: Kernel, axes: list[str], target: Target, limits: GpuLimits) ->
             if a == v:
                 size = min(room, -(-size // 32) * 32)  # whole warps
             if size > 1:
-                kernel = split(kernel, a, size, f"{a}_b", a, tail=tail)
-                for outer in reversed(left[:-1]):  # a peeled tail is a range of blocks of its own
-                    kernel = sink(kernel, outer, past=(f"{a}_b",))
+                peel = column and len(left) == 1  # a peeled tail is a range of blocks of its own
+                kernel = split(kernel, a, size, f"{a}_b", a, tail="peel" if peel else "mask")
                 bindings[a] = "thread"
                 left[-1] = f"{a}_b"
             break

@@ -17,18 +17,18 @@ from ..kernel.kernel import Barrier, Kernel, Loop, Stmt, Tile, map_stmts, read, 
 from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
 from .masks import peel_masked
-from .nest import outer_chain
-from .sinking import sink
+from .nest import extents_of, fuse_chain, order_axes, outer_chain
 from .steps import bind, split, tidy
 
 
 def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
     """A nest with parallel loops inside; refuses (`ScheduleError`, `VerifyError`) what lanes cannot share."""
     chain, body = outer_chain(kernel)
-    axes = [s.axis for s in chain]
     inner = _innermost(body)
     if not inner or max(inner.values()) < limits.row or any(not isinstance(s.extent, int) for s in chain):
         raise ScheduleError(f"{kernel.name}: rows too short for a warp")
+    kernel, axes = fuse_chain(kernel, [s.axis for s in chain], fixed)
+    body = outer_chain(kernel)[1]
     if any(isinstance(s, Loop) and s.axis in axes for s in walk(body)):
         raise ScheduleError(f"{kernel.name}: an outer axis has a namesake inside")
     for axis, extent in inner.items():
@@ -39,7 +39,7 @@ def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
         kernel = peel_masked(kernel, axis)
     kernel = _bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")))
     kernel = _separate(kernel)
-    kernel = _deal(kernel, chain, limits)
+    kernel = _deal(kernel, axes, limits)
     kernel = place_private(kernel, limits.private, distribution(kernel))
     distribution(kernel)
     return tidy(kernel)
@@ -113,17 +113,23 @@ def _separate(kernel: Kernel) -> Kernel:
     return replace(kernel, body=body if chain else apart(kernel.body, False))
 
 
-def _deal(kernel: Kernel, chain: list[Loop], limits: GpuLimits) -> Kernel:
-    """The outer loops to blocks, a few iterations of the last one to the warps of a block."""
-    if not chain:
-        row = Loop("row", 1, "parallel", kernel.body, "warp")
-        return replace(kernel, body=(row,))
-    last = chain[-1]
-    bindings = dict.fromkeys((s.axis for s in chain), "block")
-    warps = min(limits.warps, last.extent)
-    if warps < last.extent:
-        kernel = split(kernel, last.axis, warps, f"{last.axis}_b", last.axis)
-        for s in reversed(chain[:-1]):
-            kernel = sink(kernel, s.axis, past=(f"{last.axis}_b",))
-        bindings[f"{last.axis}_b"] = "block"
-    return bind(kernel, **bindings | {last.axis: "warp"})
+def _deal(kernel: Kernel, axes: list[str], limits: GpuLimits) -> Kernel:
+    """The outer loops to blocks, a few iterations of one of them to the warps of a block."""
+    if not axes:
+        return replace(kernel, body=(Loop("row", 1, "parallel", kernel.body, "warp"),))
+    extents = extents_of(kernel)
+    warps, last = limits.warps, axes[-1]
+    if len(axes) > 1:  # without a tail, which would have to be a range of blocks of its own
+
+        def fitting(axis: str) -> int:
+            return next(n for n in range(limits.warps, 0, -1) if extents[axis] % n == 0)
+
+        last = max(reversed(axes), key=fitting)
+        warps = fitting(last)
+        axes = [*(a for a in axes if a != last), last]
+        kernel = order_axes(kernel, axes)
+    bindings = dict.fromkeys(axes, "block")
+    if warps < extents[last]:
+        kernel = split(kernel, last, warps, f"{last}_b", last)
+        bindings[f"{last}_b"] = "block"
+    return bind(kernel, **bindings | {last: "warp"})
