@@ -8,7 +8,6 @@ from Python: compile through the cache, then load.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from .codegen.compile import assembly, compile_module
 from .codegen.native import native_object
 from .codegen.ptx import gpu_target
 from .codegen.target import Target, cpu_target
+from .collector import collector_paused
 from .config import Options
 from .dsl.functions import ScriptFunction
 from .dsl.pytree import tree_leaves
@@ -46,18 +46,6 @@ from .lower.regions import Lowering
 from .lower.watch import watch
 from .passes.checkpoint import checkpoint
 from .schedule import schedule
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection: stages make hundreds of thousands of objects that stay, and hardly a cycle."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 class Build:
@@ -153,6 +141,7 @@ class Build:
         return self.cache.find((text, target), lambda: compile_module(text, target))
 
     @cached_property
+    @collector_paused()
     def artifact(self) -> bytes:
         """The bytes of the `.so`."""
         if any(t.is_gpu for t in self.targets):
@@ -221,8 +210,7 @@ def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | N
     for name in options:
         if name not in known:
             raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, {', '.join(known)}")
-    with collector_paused():
-        program = trace_functions(functions, dims=dims)
+    program = trace_functions(functions, dims=dims)
     with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
         path = Path(folder) / f"{program.name}.so"
         write(path, compile_program(program, Options(**options)))

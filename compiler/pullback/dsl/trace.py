@@ -15,6 +15,7 @@ from hashlib import blake2b
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..collector import collector_paused
 from ..errors import BuildError, TraceError
 from ..graph.graph import Graph, Loc, Node, current_loc, make, topological
 from ..ops.elementwise import StopGradient
@@ -82,6 +83,10 @@ class Trace:
         self.values[variable] = node
         self._written[variable] = None
         (self._detached.add if detached else self._detached.discard)(variable)
+
+    def written(self) -> dict[Variable, Node]:
+        """The variables assigned so far, and their values."""
+        return {v: self.values[v] for v in self._written}
 
     def _name(self, variable: Variable) -> str:
         """Run-time scalars carry their name; all else is named by where the script keeps it."""
@@ -213,10 +218,11 @@ def trace_functions(
         seen[f.name] = str(f.loc)
     scope = name_states(namespace)
     traced, used = [], set()
-    for f, binding in bindings(functions, dims or {}):
-        function, variables = f.trace(scope, binding)
-        traced.append(function)
-        used.update(variables)
+    with collector_paused():
+        for f, binding in bindings(functions, dims or {}):
+            function, variables = f.trace(scope, binding)
+            traced.append(function)
+            used.update(variables)
     used.discard(scope.seed)
     for variables in scope.roots.values():  # a module that the functions touch is saved whole
         if not used.isdisjoint(variables):

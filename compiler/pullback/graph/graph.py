@@ -97,7 +97,7 @@ def current_loc() -> Loc:
 def make(op: Op, *inputs: Node, loc: Loc | None = None, tag: int = 0) -> Node:
     """A checked node: the op infers the type from its inputs' types or raises a `ScriptError`."""
     loc = loc or current_loc()
-    node = Node(op, inputs, op.infer(*(x.type for x in inputs)), loc, tag)
+    node = Node(op, inputs, op.infer(*[x.type for x in inputs]), loc, tag)
     made = _made.get()
     if made is not None:
         made.add(node)

@@ -284,14 +284,17 @@ class _Sweep(Groups):
                     continue
                 self._store(x)
             price += self.price[x]
-            g = self.find(self.carry[x])
+            g = self.carry[x]
+            if g.merged is not None:
+                g = self.find(g)
             dims = self.dims[x] if elementwise else follow(self.dims[x], n, i)
-            picked = i == 0 and type(op) in GATHERS and not gatherable(x, ())
-            late = n in self.late and g.kind != "map"
-            if found.setdefault(g, dims) != dims or self.depth[x] >= DEPTH or picked or late:
+            if found.setdefault(g, dims) != dims or self.depth[x] >= DEPTH or (g.kind != "map" and n in self.late):
                 blocked.append(g)
-            elif not (elementwise and g.kind != "rows") and not self._aligned(g, n, dims):
-                blocked.append(g)  # (an element-wise node has the axes that its input was accepted with)
+            elif elementwise:  # it has the axes with which its input was accepted
+                if g.kind == "rows" and not self._wide(g, n):
+                    blocked.append(g)
+            elif not self._aligned(g, n, dims) or (i == 0 and type(op) in GATHERS and not gatherable(x, ())):
+                blocked.append(g)
         self.price[n] = min(price, 1 << 16)
         if noisy:
             self.noisy.add(n)
@@ -306,7 +309,8 @@ class _Sweep(Groups):
         self.depth[n] = 1 + depth
         if host is not None:
             self.carry[n], self.dims[n], self.direct[n] = host, found[host], 0
-            self.depend(host, bits)
+            if bits:
+                self.depend(host, bits)
             if n in self.must:
                 host.outputs.append(n)
                 host.late = host.late or n in self.late
@@ -320,7 +324,7 @@ class _Sweep(Groups):
         if not g.shared() <= set(dims):
             return False
         if g.kind == "rows":
-            return g.count() >= ROWS or n.type.size <= SMALL
+            return self._wide(g, n)
         if all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
             return True
         # n repeats a map's value along new axes: rows, if these come last and there are enough.
@@ -328,6 +332,10 @@ class _Sweep(Groups):
             return False
         first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m != 1)
         return all(i < 0 for i in dims[first:]) and all(i in dims for i in g.extents)
+
+    def _wide(self, g: Grown, n: Node) -> bool:
+        """There are rows enough for n's size."""
+        return n.type.size <= SMALL or g.count() >= ROWS
 
     def _choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:
         """The group that computes n; others are merged into it or read through memory."""
