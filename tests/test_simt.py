@@ -96,7 +96,7 @@ def test_cluster_shares_memory(order):
 
 
 def test_speed():
-    """The budget: 0.2 ms for a reduction of 256 threads, 8 ms for a tile of 128^3; a busy machine gets five times that."""
+    """Budgets: 0.2 ms for a reduction of 256 threads, 8 ms for a tile of 128^3; a busy machine gets five times that."""
     x, y = normal(256), np.zeros(1, np.float32)
     a, b, c = bf16(normal(128, 128)), bf16(normal(128, 128)), np.zeros((128, 128), np.float32)
     cases = [(kernels.block_sum(), [x, y], 0, 1e-3), (kernels.bf16_gemm(), [a, b, c], 3 * 16384, 40e-3)]
