@@ -254,6 +254,30 @@ def test_modules_in_lists_dicts_and_cycles_have_names():
     assert names[1:] == [f"models.net.0.{n}" for n in ("weight", "extra.0.a", "child.weight", "child.extra.0.a")]
 
 
+def test_trees_match_whatever_the_order_of_keys():
+    tree = {"a": 1, "b": (2, [3, None])}
+    assert pb.tree_map(lambda x, y: x - y, tree, {"b": (20, [30, None]), "a": 10}) == {"a": -9, "b": (-18, [-27, None])}
+    for other in (
+        {"a": 1},
+        {"a": 1, "b": [2, [3, None]]},
+        {"a": 1, "b": (2, [3, 4])},
+        {"a": 1, "b": (2, [3])},
+        1,
+        None,
+    ):
+        with pytest.raises(ValueError, match="trees differ in structure"):
+            pb.tree_map(lambda x, y: x, tree, other)
+
+
+def test_debug_print_in_a_loop_says_what_to_do():
+    def body(carry, x):
+        pb.debug_print("{}", x)
+        return carry, x
+
+    with pytest.raises(TraceError, match="debug_print in the body of a scan: return the value as a y"):
+        run(lambda x: pb.scan(body, 0.0, x), np.zeros(3, np.float32))
+
+
 def test_debug_print_adds_hidden_results():
     @pb.function(pb.f32[3])
     def f(x):

@@ -25,6 +25,33 @@ def _positions(tree, leaves: list):
     return len(leaves) - 1
 
 
+def flatten_like(tree, positions) -> list | None:
+    """The leaves of a tree in the order of a structure, whose dicts may have their keys in another order; None for a
+    tree of another structure."""
+    leaves, own = flatten(tree)
+    order = _matched(own, positions)
+    return None if order is None else [leaves[i] for i in order]
+
+
+def _matched(own, positions) -> list[int] | None:
+    if isinstance(own, int):
+        return [own] if isinstance(positions, int) else None
+    if not isinstance(own, type(positions)) and not isinstance(positions, type(own)):  # a named tuple is a tuple
+        return None
+    if own is None:
+        return []
+    if isinstance(own, dict):
+        if own.keys() != positions.keys():
+            return None
+        pairs = [(own[k], p) for k, p in positions.items()]
+    elif len(own) != len(positions):
+        return None
+    else:
+        pairs = list(zip(own, positions, strict=True))
+    parts = [_matched(a, b) for a, b in pairs]
+    return None if None in parts else [i for part in parts for i in part]
+
+
 def _sequence(like, items: list):
     """A list or tuple of `items` of the type of `like` (named tuples included)."""
     if isinstance(like, list):
@@ -44,13 +71,16 @@ def unflatten(positions, leaves):
 
 
 def tree_map(fn: Callable, tree, *others):
-    """`fn` on the leaves of trees of one structure."""
+    """`fn` on the leaves of trees of one structure (the keys of dicts in any order): the tree of its results.
+
+    Errors: `ValueError` if the trees differ in structure.
+    """
     leaves, positions = flatten(tree)
     columns = [leaves]
     for other in others:
-        column, shape = flatten(other)
-        if shape != positions:
-            raise ValueError(f"trees differ in structure: {positions} and {shape}")
+        column = flatten_like(other, positions)
+        if column is None:
+            raise ValueError(f"trees differ in structure: {positions} and {flatten(other)[1]}")
         columns.append(column)
     return unflatten(positions, [fn(*row) for row in zip(*columns, strict=True)])
 
