@@ -161,6 +161,18 @@ graph f {
   return %2
 }""",
     ),
+    "equal code for one block and for two": (
+        Setting("x86-64-v2", Limits(block=300, flat=128), {}, 1, True),
+        "exact",
+        0,
+        """
+graph f {
+  %0 = input() label="x0": f64[]
+  %1 = broadcast(%0) axes=(): f64[8,16]
+  %2 = broadcast(%0) axes=(): f64[16,16]
+  return %1, %2
+}""",
+    ),
     "equal code for parameters of other sizes": (
         PLAIN,
         "exact",

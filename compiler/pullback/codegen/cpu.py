@@ -106,7 +106,8 @@ def _body(name: str, kernel: Kernel, target: Target) -> str:
             for i, (a, n) in enumerate(axes):
                 faster = prod(n for _, n in axes[i + 1 :])
                 v = block if faster == 1 else b.udiv(block, faster)
-                emitter.env[a] = 0 if n == 1 else v if i == 0 else b.urem(v, n)
+                # (the outermost extent may be larger where equal kernels share code)
+                emitter.env[a] = v if i == 0 else 0 if n == 1 else b.urem(v, n)
             emitter.body(inner)
     arguments = [f"ptr noalias {n}" for n in names]
     parameters = ", ".join([*arguments, "ptr noalias %scratch", "ptr %status", "i64 %lo", "i64 %hi"])
