@@ -16,10 +16,10 @@ from inspect import signature
 
 import numpy as np
 from hypothesis import strategies as st
+from random_builder import LOC, GraphBuilder, random_array
 
 from pullback.dsl.tensor import Tensor
-from pullback.errors import ScriptError
-from pullback.graph.graph import Graph, Loc, Node, make
+from pullback.graph.graph import Graph, Node, make
 from pullback.graph.types import DType, TensorType, bf16, bool_, f16, f32, f64, i32, u32
 from pullback.kernel.scalars import SCALARS
 from pullback.ops import OPS
@@ -33,26 +33,25 @@ from pullback.ops import reduction as R
 from pullback.ops.random import Random
 from pullback.ops.scan import Scan
 
-SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 0)
-"""Axes are small, often 1, sometimes empty."""
-LARGE = 1 << 16
-"""Tensors have fewer elements than this, so that slow evaluators stay quick."""
 ARITHMETIC = ("add", "sub", "mul", "div", "neg", "maximum", "minimum", "select", "lt", "eq", "remainder", "floordiv")
 """What most programs are made of."""
 SMOOTH = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "tanh", "sin", "cos", "sub", "add", "mul", "erf")
 """Element-wise ops that do not blow up a rounding error."""
-FILLS = (0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, -1.5, float("inf"), float("nan"), 1e-3)
-LOC = Loc("model.py", 1, "f")
 
 
 def random_graph(rng: random.Random, nodes: int = 12, exact: bool = True, dtypes: tuple[DType, ...] = ()) -> Graph:
     """A graph of about `nodes` operations with one to three inputs and one to three outputs."""
-    g = GraphBuilder(rng, exact, dtypes or ((f32, f64, f16, bf16, i32, u32, bool_) if exact else (f64,)))
+    g = builder(rng, exact, dtypes or ((f32, f64, f16, bf16, i32, u32, bool_) if exact else (f64,)))
     inputs = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
     g.grow(nodes)
     tensors = g.tensors
     outputs = [tensors[-1]] + [rng.choice(tensors) for _ in range(rng.randint(0, 2))]
     return Graph("random", tuple(inputs), tuple(outputs))
+
+
+def builder(rng: random.Random, exact: bool, dtypes: tuple[DType, ...], **kwargs) -> GraphBuilder:
+    """An empty pool with the makers of its kind."""
+    return GraphBuilder(rng, exact, dtypes, EXACT_MAKERS if exact else SUM_MAKERS, **kwargs)
 
 
 def graphs(exact: bool = True, max_nodes: int = 14, **kwargs) -> st.SearchStrategy[Graph]:
@@ -77,117 +76,6 @@ def random_inputs(graph: Graph, seed: int = 0, special: bool = True) -> list[np.
     """Arrays for a graph's inputs; `special`: some NaN, infinities and signed zeros among the floats."""
     rng = np.random.default_rng(seed)
     return [random_array(rng, x.type, special) for x in graph.inputs]
-
-
-def random_array(rng: np.random.Generator, t: TensorType, special: bool = True) -> np.ndarray:
-    if t.dtype.kind == "b":
-        return rng.integers(0, 2, t.shape).astype(np.bool_)
-    if t.dtype.is_integer:
-        low = 0 if t.dtype.kind == "u" else -6
-        return rng.integers(low, 7, t.shape).astype(t.dtype.numpy)
-    x = np.where(rng.random(t.shape) < 0.5, rng.standard_normal(t.shape), rng.integers(-3, 4, t.shape))
-    if special:
-        chosen = rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0], t.shape)
-        x = np.where(rng.random(t.shape) < 0.15, chosen, x)
-    return t.dtype.round(x)
-
-
-class GraphBuilder:
-    """A pool of nodes that grows by random operations on random members."""
-
-    def __init__(
-        self,
-        rng: random.Random,
-        exact: bool,
-        dtypes: tuple[DType, ...],
-        scans: int = 2,
-        sizes: tuple[int, ...] = SIZES,
-    ):
-        self.rng, self.exact, self.dtypes, self.scans, self.sizes = rng, exact, dtypes, scans, sizes
-        self.pool: list[Node] = []
-
-    @property
-    def tensors(self) -> list[Node]:
-        return [n for n in self.pool if isinstance(n.type, TensorType)]
-
-    # -- choices
-    def shape(self, ndim: int | None = None) -> tuple[int, ...]:
-        return tuple(self.rng.choice(self.sizes) for _ in range(self.rng.randint(0, 3) if ndim is None else ndim))
-
-    def pick(self, where: Callable[[Node], bool] = lambda n: True) -> Node:
-        """A random member; a fresh leaf if none will do."""
-        found = [n for n in self.pool if isinstance(n.type, TensorType) and where(n)]
-        if found:
-            return self.rng.choice(found[-8:] if self.rng.random() < 0.7 else found)
-        for _ in range(200):
-            n = self.leaf()
-            if where(n):
-                return n
-        raise ScriptError("nothing fits", LOC)
-
-    def add(self, op, *inputs: Node) -> Node:
-        n = make(op, *inputs, loc=LOC)
-        if isinstance(n.type, TensorType) and n.type.size >= LARGE:
-            raise ScriptError("too large", LOC)
-        self.pool.append(n)
-        return n
-
-    def input(self, label: str, t: TensorType | None = None) -> Node:
-        t = t or TensorType(self.rng.choice(self.dtypes), self.shape())
-        return self.add(L.Input(label, t.dtype, t.shape))
-
-    def fill(self, dtype: DType, shape: tuple[int, ...]) -> Node:
-        finite = [v for v in FILLS if self.exact or (v - v == 0 and abs(v) <= 2)]
-        value = self.rng.choice(finite)
-        if dtype.kind == "b":
-            value = self.rng.random() < 0.5
-        elif dtype.is_integer:
-            value = self.rng.choice((0, 1, 2, 3) if dtype.kind == "u" else (0, 1, -1, 2, 3))
-        return self.add(L.Fill(value, dtype, shape))
-
-    def leaf(self) -> Node:
-        t = TensorType(self.rng.choice(self.dtypes), self.shape())
-        what = self.rng.random()
-        if what < 0.3 and t.ndim and t.dtype.kind != "b":
-            return self.add(L.Iota(t.dtype, t.shape, self.rng.randrange(t.ndim)))
-        return self.data(t) if what < 0.6 else self.fill(t.dtype, t.shape)
-
-    def data(self, t: TensorType) -> Node:
-        """A constant with elements of its own."""
-        array = random_array(np.random.default_rng(self.rng.randrange(1000)), t, self.exact)
-        return self.add(L.Constant.of(array, t.dtype))
-
-    def like(self, t: TensorType) -> Node:
-        """A node of this type: there already, a constant, or broadcast or cast from another."""
-        same = [n for n in self.pool if n.type == t]
-        if same and self.rng.random() < 0.6:
-            return self.rng.choice(same)
-        if self.rng.random() < 0.5:
-            return self.fill(t.dtype, t.shape)
-        x = self.broadcast_to(t.shape)
-        return x if x.dtype == t.dtype else self.add(E.Cast(t.dtype), x)
-
-    def broadcast_to(self, shape: tuple[int, ...]) -> Node:
-        def fits(n: Node) -> bool:
-            return n.type.ndim <= len(shape) and all(
-                a in (1, b) for a, b in zip(n.shape[::-1], shape[::-1], strict=False)
-            )
-
-        x = self.pick(fits)
-        k = len(shape) - x.type.ndim
-        return x if x.shape == shape else self.add(M.Broadcast(shape, tuple(range(k, len(shape)))), x)
-
-    # -- growth
-    def grow(self, nodes: int) -> None:
-        makers = EXACT_MAKERS if self.exact else SUM_MAKERS
-        target, tries = len(self.pool) + nodes, 0
-        while len(self.pool) < target and tries < 10 * nodes:
-            tries += 1
-            kept = len(self.pool)
-            try:
-                self.rng.choice(makers)(self)
-            except ScriptError:  # the draw did not fit; what it had made so far stays out
-                del self.pool[kept:]
 
 
 def elementwise(g: GraphBuilder) -> None:
@@ -396,7 +284,7 @@ def scan(g: GraphBuilder) -> None:
     for _ in range(xs):
         t = TensorType(g.rng.choice(g.dtypes), (length, *g.shape(g.rng.randint(0, 2))))
         outer.append(g.data(t) if g.rng.random() < 0.5 else g.like(t))
-    inner = GraphBuilder(g.rng, g.exact, g.dtypes, scans=g.scans - 1, sizes=g.sizes)
+    inner = builder(g.rng, g.exact, g.dtypes, scans=g.scans - 1, sizes=g.sizes)
     fixed = constants + carries
     inputs = [
         inner.input(f"v{i}", x.type if i < fixed else TensorType(x.dtype, x.shape[1:])) for i, x in enumerate(outer)

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from random_graphs import LOC, SIZES, GraphBuilder, random_array
+from random_builder import LOC, SIZES, GraphBuilder, random_array
+from random_graphs import builder
 
 from pullback.autodiff import pull
 from pullback.dsl import array as xp
@@ -71,7 +72,7 @@ def make_case(seed: int) -> Case:
     exact = kind == "exact"
     dtypes = (*COMMON, *rng.sample(RARE, rng.randint(0, 2))) if exact else (f64, f64, f64, i32)
     sizes = WIDE if rng.random() < 0.5 else SIZES
-    g = GraphBuilder(rng, exact, dtypes, sizes=sizes)
+    g = builder(rng, exact, dtypes, sizes=sizes)
     arguments = [g.input(f"x{i}") for i in range(rng.randint(1, 3))]
     first = TensorType(f64 if kind == "gradient" else rng.choice(dtypes), g.shape())
     reads = [g.input(f"s{i}", first if rng.random() < 0.6 else None) for i in range(rng.choice((0, 1, 1, 2, 3)))]
