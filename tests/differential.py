@@ -60,11 +60,17 @@ def tolerance(case: Case, expected: Results) -> float:
     f32: as far as the same graph in f64 says that f32 has led."""
     if case.kind in ("exact", "half"):
         return 0.0 if case.kind == "exact" else 2e-2
-    if case.kind == "f32":
-        return 2e-6 + 30 * distance(expected, by_graph(in_f64(case), retyped(case.graph, f32, f64)))
     rng = np.random.default_rng(case.seed)
-    near = tuple(a * (1 + rng.choice((-1, 1), a.shape) * 4e-16) if a.dtype == np.float64 else a for a in case.arrays)
-    return 1e-10 + 100 * distance(expected, by_graph(replace(case, arrays=near), case.graph))
+    last = 6e-8 if case.kind == "f32" else 2e-16
+
+    def nudged(a: np.ndarray) -> np.ndarray:
+        return (a * (1 + rng.choice((-2, 2), a.shape) * last)).astype(a.dtype) if a.dtype.kind == "f" else a
+
+    error = distance(expected, by_graph(replace(case, arrays=tuple(map(nudged, case.arrays))), case.graph))
+    if case.kind == "f32":
+        truth = by_graph(in_f64(case), retyped(case.graph, f32, f64))
+        return 5e-6 + 30 * max(error, distance(expected, truth))
+    return 1e-10 + 100 * error
 
 
 def distance(results: Results, others: Results) -> float:
