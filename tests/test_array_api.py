@@ -269,6 +269,8 @@ MANIPULATION = [
     (lambda x: xp.unstack(x, axis=1), lambda x: [x[:, i] for i in range(3)], X),
     (lambda x: xp.repeat(x, 3, axis=1), lambda x: np.repeat(x, 3, 1), X),
     (lambda x: xp.repeat(x, 2), lambda x: np.repeat(x, 2), X),
+    (lambda x: xp.repeat(x, [1, 0, 2], axis=1), lambda x: np.repeat(x, [1, 0, 2], 1), X),
+    (lambda x: xp.repeat(x, np.array([2]), axis=-1), lambda x: np.repeat(x, [2], -1), X),
     (lambda x: xp.repeat(x, 0, axis=0), lambda x: np.repeat(x, 0, 0), X),
     (lambda x: xp.tile(x, (2, 1, 3)), lambda x: np.tile(x, (2, 1, 3)), X),
     (lambda x: xp.tile(x, (2,)), lambda x: np.tile(x, (2,)), X),
@@ -434,6 +436,10 @@ def test_other_products():
     ("ij,jk->ik", [(2, 3), (3, 4)]), ("bij,bkj->bik", [(2, 3, 4), (2, 5, 4)]), ("ij,jk", [(2, 3), (3, 4)]),
     ("ij,kl->ikjl", [(2, 3), (1, 2)]), ("ijk,j->k", [(2, 3, 4), (3,)]), ("ij,ij->", [(2, 3), (2, 3)]),
     ("i,j->ji", [(2,), (3,)]), ("ijk->ki", [(2, 3, 4)]), ("ij->", [(2, 3)]), ("ij", [(2, 3)]), ("ba", [(2, 3)]),
+    ("...ij,jk->...ik", [(5, 2, 3), (3, 4)]), ("...i,...i", [(2, 1, 3), (4, 3)]), ("i...->...", [(2, 3, 4)]),
+    ("...,...->...", [(2, 3), ()]), ("ii->i", [(3, 3)]), ("ii", [(3, 3)]), ("iji,j->i", [(3, 2, 3), (2,)]),
+    ("aaa->a", [(2, 2, 2)]), ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 5)]), ("i,i,i,ij->j", [(3,), (3,), (3,), (3, 2)]),
+    ("...a,ab,b...->...", [(5, 2), (2, 3), (3, 1)]), ("i,j,k->kji", [(2,), (3,), (4,)]),
 ])  # fmt: skip
 def test_einsum(subscripts, shapes):
     arrays = [data(*s, seed=i) for i, s in enumerate(shapes)]
@@ -517,6 +523,11 @@ ERRORS = [
     (lambda: xp.broadcast_to(V, (4,)), ShapeError, "[3]"),
     (lambda: xp.tensordot(M, V, axes=1), ShapeError, "do not match"),
     (lambda: xp.einsum("ij,jk->ik", M, M), ShapeError, "axis j has sizes 4 and 3"),
+    (lambda: xp.einsum("ij,jk->ik", M), ShapeError, "expected 2 operands as in 'ij,jk->ik', got 1"),
+    (lambda: xp.einsum("ijk->i", M), ShapeError, "'ijk' does not name the axes of [3, 4]"),
+    (lambda: xp.einsum("...ijk->i", M), ShapeError, "'...ijk' does not name the axes of [3, 4]"),
+    (lambda: xp.einsum("...,...->...", M, V), ShapeError, "[3, 4] and [3]"),
+    (lambda: xp.repeat(V, [1, 2]), ShapeError, "expected 3 counts for axis 0 of [3], got 2"),
     (lambda: xp.arange(N[0]), TraceError, "arange"),
     (lambda: N + 2**40 * 2**40, DTypeError, "out of range"),
     (lambda: xp.asarray(np.array(["a"])), DTypeError, "numbers"),

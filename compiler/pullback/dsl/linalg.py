@@ -115,30 +115,61 @@ def matrix_transpose(x, /) -> Tensor:
 
 
 def einsum(subscripts: str, /, *operands) -> Tensor:
-    """One or two operands with one letter per axis: `einsum("bij,bjk->bik", x, y)`; no repeats within one operand.
+    """One letter per axis, `...` for any further ones, which broadcast: `einsum("...ij,jk->...ik", x, y)`.
 
-    Without `->` the result has the letters that stand once, in alphabetical order.
+    A letter that an operand has twice takes its diagonal.  Without `->` the result has the further axes and the
+    letters that stand once, in alphabetical order.  Several operands are multiplied from left to right.
     """
     terms, arrow, out = subscripts.replace(" ", "").partition("->")
-    labels = terms.split(",")
-    if len(labels) != len(operands) or not 1 <= len(operands) <= 2:
-        raise ShapeError(f"einsum: expected 1 or 2 operands as in {subscripts!r}, got {len(operands)}")
+    if not operands or terms.count(",") != len(operands) - 1:
+        raise ShapeError(f"einsum: expected {terms.count(',') + 1} operands as in {subscripts!r}, got {len(operands)}")
     tensors = [Tensor(n) for n in promoted(*operands, broadcasts=False)]
+    labels, more = _axis_labels(terms.split(","), tensors)
     letters = "".join(labels)
-    if not arrow:
-        out = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    if arrow:
+        out = out.replace("...", more)
+    else:
+        out = more + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in more))
     sizes: dict[str, int] = {}
     for label, x in zip(labels, tensors, strict=True):
-        if len(label) != x.ndim or len(set(label)) != len(label) or not set(label) <= set(ascii_letters):
-            raise ShapeError(f"einsum: {label!r} does not name the axes of {list(x.shape)} one letter each")
         for c, n in zip(label, x.shape, strict=True):
-            if sizes.setdefault(c, n) != n:
+            if c not in more and sizes.setdefault(c, n) != n:
                 raise ShapeError(f"einsum: axis {c} has sizes {sizes[c]} and {n} in {subscripts!r}")
     if len(set(out)) != len(out) or not set(out) <= set(letters):
         raise ShapeError(f"einsum: the result's axes {out!r} are not among {letters!r}, once each")
-    if len(tensors) == 2:
-        return contract(*tensors, labels[0], labels[1], out)
-    summed = tuple(d for d, c in enumerate(labels[0]) if c not in out)
-    x = sum(tensors[0], axis=summed) if summed else tensors[0]
-    left = [c for c in labels[0] if c in out]
+    x, left = _diagonal(tensors[0], labels[0])
+    for k, (t, label) in enumerate(zip(tensors[1:], labels[1:], strict=True), 1):
+        t, right = _diagonal(t, label)
+        later = out + "".join(labels[k + 1 :])
+        kept = "".join(c for c in dict.fromkeys(left + right) if c in later) if k + 1 < len(tensors) else out
+        x, left = contract(x, t, left, right, kept), kept
+    summed = tuple(d for d, c in enumerate(left) if c not in out)
+    x, left = (sum(x, axis=summed) if summed else x), [c for c in left if c in out]
     return permute_dims(x, [left.index(c) for c in out])
+
+
+def _axis_labels(terms: Sequence[str], tensors: Sequence[Tensor]) -> tuple[list[str], str]:
+    """Letters for every axis, those of `...` too, and all letters that stand for `...`."""
+    unused = "".join(c for c in ascii_letters if not any(c in term for term in terms))
+    extra = [x.ndim - len(term) + 3 if "..." in term else 0 for term, x in zip(terms, tensors, strict=True)]
+    more = unused[: max(*extra, 0)]
+    labels = []
+    for term, x, n in zip(terms, tensors, extra, strict=True):
+        label = term.replace("...", more[len(more) - n :], 1) if n >= 0 else term
+        if len(label) != x.ndim or not set(label) <= set(ascii_letters):
+            raise ShapeError(f"einsum: {term!r} does not name the axes of {list(x.shape)}, one letter each")
+        labels.append(label)
+    broadcast_shapes(*(x.shape[term.index("...") :][:n] for term, x, n in zip(terms, tensors, extra, strict=True) if n))
+    return labels, more
+
+
+def _diagonal(x: Tensor, label: str) -> tuple[Tensor, str]:
+    """Axes of one letter, made one: of n * n elements every (n + 1)-th."""
+    for c in dict.fromkeys(label):
+        while label.count(c) > 1:
+            first, second = [d for d, other in enumerate(label) if other == c][:2]
+            rest = [d for d in range(x.ndim) if d not in (first, second)]
+            n = x.shape[first]
+            x = reshape(permute_dims(x, (first, second, *rest)), (n * n, *(x.shape[d] for d in rest)))
+            x, label = x[:: n + 1], c + "".join(label[d] for d in rest)
+    return x, label

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from math import prod
 from operator import index
 
+import numpy as np
+
 from ..errors import ShapeError
+from ..ops.indexing import Gather
 from ..ops.leaf import checked_scalar
 from ..ops.movement import Broadcast, Concat, Flip, Pad, Permute, Reshape, Slice
 from .creation import asarray, shape_of
@@ -154,13 +157,25 @@ def pad(x, widths, *, value=0) -> Tensor:
     return emit(Pad(low, high, checked_scalar(value, x.dtype)), x.node) if any(low) or any(high) else x
 
 
-def repeat(x, repeats: int, /, *, axis: int | None = None) -> Tensor:
-    """Every element (`axis` None: of the flattened x; else every slice along it) `repeats` times in a row."""
+def repeat(x, repeats: int | Sequence[int] | np.ndarray, /, *, axis: int | None = None) -> Tensor:
+    """Every element (`axis` None: of the flattened x; else every slice along it) `repeats` times in a row.
+
+    `repeats`: one number, or one for each slice, known while the program is built.
+    """
     x = asarray(x)
-    n = shape_of(index(repeats))[0]
     if axis is None:
         x, axis = reshape(x, (-1,)), 0
     axis = axis_of(axis, x.ndim)
+    if isinstance(repeats, Sequence | np.ndarray) and np.ndim(repeats):
+        counts = shape_of(np.asarray(repeats).tolist())
+        if len(counts) not in (1, x.shape[axis]):
+            raise ShapeError(
+                f"repeat: expected {x.shape[axis]} counts for axis {axis} of {list(x.shape)}, got {len(counts)}"
+            )
+        if len(counts) == x.shape[axis]:
+            return emit(Gather(axis), x.node, asarray(np.repeat(np.arange(len(counts), dtype=np.int32), counts)).node)
+        (repeats,) = counts
+    n = shape_of(index(repeats))[0]
     shape = (*x.shape[: axis + 1], n, *x.shape[axis + 1 :])
     spread = broadcast_axes(x, shape, (d for d in range(len(shape)) if d != axis + 1))
     return reshape(spread, (*x.shape[:axis], x.shape[axis] * n, *x.shape[axis + 1 :]))
