@@ -15,7 +15,7 @@ from .dsl.creation import asarray, ones_like
 from .dsl.pytree import flatten, tree_map, unflatten
 from .dsl.tensor import Tensor
 from .dsl.transforms import custom_vjp, stop_gradient
-from .errors import DTypeError, ShapeError
+from .errors import DTypeError, ShapeError, TraceError
 from .graph.graph import Node, loc_scope, topological
 from .graph.types import TupleType
 
@@ -89,7 +89,8 @@ def push(outputs: Sequence[Node], tangents: dict[Node, Cotangent]) -> list[Cotan
 def _differentiable_leaves(what: str, leaves: list) -> list[Tensor]:
     for x in leaves:
         if not isinstance(x, Tensor):
-            raise DTypeError(f"{what}: expected tensors, got {type(x).__name__}")
+            of = ": take dict(module.named_parameters())" if hasattr(x, "named_parameters") else ""
+            raise DTypeError(f"{what}: expected tensors, got {type(x).__name__}{of}")
         if not x.dtype.is_float:
             raise DTypeError(
                 f"{what}: expected float tensors, got {x.dtype}{list(x.shape)}: only floats have derivatives"
@@ -104,7 +105,8 @@ def grad(loss: Tensor, wrt):
     not depend on gets zeros.  Errors: `ShapeError` unless loss is one float, `DTypeError` for integers in wrt.
     """
     if not isinstance(loss, Tensor):
-        raise ShapeError(f"grad: expected a tensor as loss, got {type(loss).__name__}")
+        how = ": grad takes the value, not the function: pb.grad(f(x), x)" if callable(loss) else ""
+        raise ShapeError(f"grad: expected a tensor as loss, got {type(loss).__name__}{how}")
     if loss.shape != ():
         raise ShapeError(
             f"grad: expected a scalar loss, got {loss.dtype}{list(loss.shape)}: take its sum or mean first"
@@ -129,9 +131,11 @@ def vjp(fn: Callable, *primals) -> tuple[object, Callable]:
 
     Primals are trees of float tensors.
     """
+    _function("vjp", fn, "pb.vjp(f, x)")
+    leaves, _ = flatten(primals)
+    _differentiable_leaves("vjp", leaves)
     primals = tree_map(_fresh, primals)
     leaves, structure = flatten(primals)
-    _differentiable_leaves("vjp", leaves)
     out = fn(*primals)
     results, out_structure = flatten(tree_map(asarray, out))
 
@@ -154,6 +158,11 @@ def vjp(fn: Callable, *primals) -> tuple[object, Callable]:
     return out, pullback
 
 
+def _function(what: str, fn, usage: str) -> None:
+    if not callable(fn):
+        raise TraceError(f"{what}: expected a function, as in {usage}, got {type(fn).__name__}")
+
+
 def _fresh(x) -> Tensor:
     """A tensor of its own node, so that two equal primals are told apart."""
     from .dsl.tensor import emit
@@ -165,6 +174,12 @@ def _fresh(x) -> Tensor:
 
 def jvp(fn: Callable, primals: Sequence, tangents: Sequence) -> tuple[object, object]:
     """`fn(*primals)` and its derivative in the direction `tangents` (trees of the structure of the primals)."""
+    _function("jvp", fn, "pb.jvp(f, (x,), (t,))")
+    for given in (primals, tangents):
+        if isinstance(given, Tensor):
+            raise ShapeError(
+                f"jvp: expected tuples of primals and of tangents, as in pb.jvp(f, (x,), (t,)), got {given}"
+            )
     primals = tree_map(_fresh, tuple(primals))
     leaves, structure = flatten(primals)
     directions, given = flatten(tuple(tangents))

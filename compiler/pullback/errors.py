@@ -32,6 +32,10 @@ class TraceError(ScriptError):
     """Python that cannot be traced: data-dependent control flow, a parameter outside of a function."""
 
 
+class UnknownAttribute(TraceError, AttributeError):
+    """What other libraries' tensors or optimizers have and ours do not, with what to write instead."""
+
+
 class VerifyError(PullbackError):
     """An IR that breaks its own rules: a bug of a pass, never of the user."""
 

@@ -163,10 +163,22 @@ class Function:
     def _wrong_shape(self, shapes: list[tuple[int, ...]]) -> str:
         if len(self.bindings) == 1:
             a, s = next((a, s) for a, s in zip(self.bindings[0].entry.arguments, shapes, strict=True) if a.shape != s)
-            return f"{self.name}: input {a.name!r}: expected shape {_shape(a.shape)}, got {_shape(s)}"
+            text = f"{self.name}: input {a.name!r}: expected shape {_shape(a.shape)}, got {_shape(s)}"
+            return text + self._how_to_compile(shapes)
         names = [a.name for a in self.bindings[0].entry.arguments]
         got = ", ".join(f"{n} {_shape(s)}" for n, s in zip(names, shapes, strict=True))
         return f"{self.name}: not compiled for {got}; compiled for " + "; ".join(b.signature() for b in self.bindings)
+
+    def _how_to_compile(self, shapes: list[tuple[int, ...]]) -> str:
+        """Advice where only the number of rows is another one, and it has a name."""
+        entry = self.bindings[0].entry
+        rows = {s[:1] for a, s in zip(entry.arguments, shapes, strict=True) if a.shape != s and a.shape[1:] == s[1:]}
+        named = [d for d, n in entry.dims.items() if any(a.shape[:1] == (n,) for a in entry.arguments)]
+        others = any(a.shape != s and a.shape[1:] != s[1:] for a, s in zip(entry.arguments, shapes, strict=True))
+        if others or len(rows) != 1 or len(named) != 1 or rows == {(0,)}:
+            return ""
+        ((size,),) = rows
+        return f" (to compile it for both: --dim {self.name}.{named[0]}={entry.dims[named[0]]},{size})"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
-from ..errors import DTypeError, ShapeError
+from ..errors import DTypeError, ShapeError, TraceError
 from ..graph.graph import Graph, Node, make, recording, topological
 from ..graph.types import TensorType, u32
 from ..ops.leaf import Input, Iota, Item
@@ -14,6 +15,10 @@ from ..ops.scan import Scan, substitute
 from .creation import asarray
 from .pytree import flatten, leaf_names, unflatten
 from .tensor import Tensor, emit
+from .trace import active
+
+if TYPE_CHECKING:
+    from .state import Variable
 
 _iteration: ContextVar[Tensor | None] = ContextVar("pullback_iteration", default=None)
 
@@ -40,11 +45,12 @@ def scan(f: Callable, init, xs=None, length: int | None = None, reverse: bool = 
     carry_inputs = [_input(f"carry{i}", c.node.type) for i, c in enumerate(carries)]
     x_inputs = [_input(f"x{i}", TensorType(x.dtype, x.shape[1:])) for i, x in enumerate(stacks)]
     count = _input("iteration", TensorType(u32, ()))
-    around = iteration()
+    around, before = iteration(), _written()
     token = _iteration.set(count if around is None else around * n + count)
     try:
         with recording() as inside:
             result = f(unflatten(carry_tree, carry_inputs), unflatten(x_tree, x_inputs))
+            _check_no_assignments(before)
             if not isinstance(result, tuple) or len(result) != 2:
                 raise ShapeError(f"scan: expected f to return (carry, y), got {type(result).__name__}")
             next_carry = _next_carry(result[0], carries, carry_tree, init)
@@ -65,6 +71,18 @@ def scan(f: Callable, init, xs=None, length: int | None = None, reverse: bool = 
     node = make(op, *captured, *(t.node for t in (*carries, *stacks)))
     items = [emit(Item(i), node) for i in range(len(outputs))]
     return unflatten(carry_tree, items[: len(carries)]), unflatten(y_tree, items[len(carries) :])
+
+
+def _written() -> dict[Variable, Node]:
+    trace = active()
+    return trace.written() if trace else {}
+
+
+def _check_no_assignments(before: dict[Variable, Node]) -> None:
+    """A body is traced once: state that it assigned would change once, not in every iteration."""
+    for variable, node in _written().items():
+        if before.get(variable) is not node:
+            raise TraceError(f"scan: f assigns the {variable.describe()}: carry the value, assign what scan returns")
 
 
 def _input(label: str, type: TensorType) -> Tensor:

@@ -65,7 +65,7 @@ class Variable(Tensor):
     @property
     def node(self) -> Node:
         trace = active()
-        return (trace or require(f"{self._describe()} is read")).read(self)
+        return (trace or require(f"{self.describe()} is read")).read(self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Variable(Tensor):
 
     def assign(self, value) -> None:
         """From here on in the function being traced, the variable is `value`; its caller sees it after the call."""
-        trace = active() or require(f"{self._describe()} is assigned")
+        trace = active() or require(f"{self.describe()} is assigned")
         value = value if isinstance(value, Tensor) else asarray(value, dtype=self.dtype)
         self.check(value)
         trace.write(self, value.node)
@@ -99,9 +99,9 @@ class Variable(Tensor):
     def check(self, value: Tensor) -> None:
         """Raises unless `value` has the variable's shape and dtype."""
         if value.shape != self.shape:
-            raise ShapeError(f"{self._describe()} cannot take a value of shape {list(value.shape)}")
+            raise ShapeError(f"{self.describe()} cannot take a value of shape {list(value.shape)}")
         if value.dtype != self.dtype:
-            raise DTypeError(f"{self._describe()} cannot take a value of dtype {value.dtype}: convert it with astype")
+            raise DTypeError(f"{self.describe()} cannot take a value of dtype {value.dtype}: convert it with astype")
 
     def __deepcopy__(self, memo: dict) -> Variable:
         """Another state that starts with the same values (target networks, moving averages)."""
@@ -110,13 +110,14 @@ class Variable(Tensor):
         memo[id(self)] = copy
         return copy
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """Kind, name and type, for messages."""
         trace = active()
         name = trace.scope.names.get(self) if trace else None
         return f"{self.kind} {f'{name!r} ' if name else ''}{self.type}"
 
     def __repr__(self) -> str:
-        return f"<{self._describe()}>"
+        return f"<{self.describe()}>"
 
 
 class Buffer(Variable):
@@ -167,6 +168,11 @@ class Parameter(Variable):
         self, data=None, requires_grad: bool = True, *, type: TensorType | None = None, init: Init | None = None
     ):
         super().__init__(*_initial(data, type, init))
+        if requires_grad and not self.dtype.is_float:
+            raise DTypeError(
+                f"a parameter of type {self.type} cannot be learned: expected a float type (write 1.0 for 1), "
+                "requires_grad=False, or nn.Buffer"
+            )
         self.requires_grad = requires_grad
 
     def requires_grad_(self, requires_grad: bool = True) -> Parameter:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..errors import TraceError
+from ..errors import TraceError, UnknownAttribute
 from ..graph.graph import Node, make
 from ..graph.types import DType
 from ..ops import elementwise as ew
@@ -19,6 +19,35 @@ from ..ops.op import Op
 from .promotion import promoted
 
 ADD, SUB, MUL, DIV, NEG, ABS = ew.Add(), ew.Sub(), ew.Mul(), ew.Div(), ew.Neg(), ew.Abs()
+
+INSTEAD = {
+    "backward": "optimizer.minimize(loss), or pb.grad(loss, wrt)",
+    "grad": "pb.grad(loss, wrt), an expression",
+    "detach": "pb.stop_gradient(x)",
+    "data": "pb.stop_gradient(x)",
+    "numpy": "return the tensor: a compiled function gives numpy arrays",
+    "cpu": "return the tensor: a compiled function gives numpy arrays",
+    "view": "x.reshape(shape)",
+    "transpose": "pb.permute_dims(x, axes), x.T or x.mT",
+    "unsqueeze": "pb.expand_dims(x, axis=...) or x[:, None]",
+    "expand": "pb.broadcast_to(x, shape)",
+    "to": "x.astype(dtype)",
+    "type": "x.astype(dtype)",
+    "float": "x.astype(pb.f32)",
+    "double": "x.astype(pb.f64)",
+    "half": "x.astype(pb.f16)",
+    "long": "x.astype(pb.i32)",
+    "int": "x.astype(pb.i32)",
+    "dim": "x.ndim",
+    "numel": "x.size",
+    "norm": "pb.sqrt(pb.sum(x * x))",
+    "matmul": "x @ y",
+    "mm": "x @ y",
+    "masked_fill": "pb.where(mask, value, x)",
+    "at": "pb.where(mask, value, x) or pb.scatter_add",
+    "copy_": "x.assign(value), for parameters and buffers",
+}
+"""What torch's, numpy's and JAX's arrays have -> what to write here."""
 
 
 class Tensor:
@@ -57,6 +86,24 @@ class Tensor:
         return self.shape[0]
 
     __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Only for what is not there."""
+        kind = type(self).__name__
+        instead = INSTEAD.get(name)
+        if instead is None and hasattr(xp, name) and not name.startswith("_"):
+            instead = f"pb.{name}(x)"
+        if instead is None:
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+        raise UnknownAttribute(f"a {kind} has no {name!r}; use {instead}")
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise TraceError(
+                f"{self} cannot be formatted as {spec!r} while the program is built, its value is not known: "
+                'use pb.debug_print("{:' + spec + '}", x) or return it'
+            )
+        return str(self)
 
     # ---- what is not -------------------------------------------------------------------------------------
     def _no_value(self, what: str) -> NoReturn:

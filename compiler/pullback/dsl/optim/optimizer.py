@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...autodiff import grad
-from ...errors import BuildError, DTypeError, ShapeError, TraceError
+from ...errors import BuildError, DTypeError, ShapeError, TraceError, UnknownAttribute
 from ...graph.graph import current_loc, loc_scope, topological
 from ...graph.types import TensorType, f32, f64, i32
 from ..array import asarray, broadcast_axes, full
@@ -77,6 +77,9 @@ class Optimizer(Stateful):
             raise BuildError(f"{type(self).__name__} got no parameters to learn ({current_loc()})")
 
     def _group(self, parameters: Iterable[Parameter], options: dict[str, object]) -> Group:
+        lr = options["lr"]
+        if isinstance(lr, int | float) and lr < 0:
+            raise ValueError(f"{type(self).__name__}: expected lr >= 0, got {lr}")
         self.check(options)
 
         def slots(p: Parameter) -> dict[str, Slot]:
@@ -84,6 +87,17 @@ class Optimizer(Stateful):
             return {name: Slot(type, lambda draw, v=v: draw.full(v)) for name, (type, v) in types.items()}
 
         return Group(options, {p: slots(p) for p in parameters})
+
+    def __getattr__(self, name: str):
+        """Only for what is not there."""
+        kind = type(self).__name__
+        instead = {
+            "zero_grad": "nothing: gradients are not kept from one step to the next",
+            "step": "optimizer.minimize(loss), or optimizer.update(grads)",
+        }.get(name)
+        if instead is None:
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+        raise UnknownAttribute(f"{kind} has no {name!r}; use {instead}")
 
     # what a subclass says
 
