@@ -161,6 +161,17 @@ graph f {
   return %2
 }""",
     ),
+    "a last chunk beside the masked lanes of the others": (
+        Setting("x86-64-v2", Limits(block=300, flat=128), {"SMALL_CHUNK": 2, "CHUNKS": 5}, 1, True),
+        "f64",
+        0,
+        """
+graph f {
+  %0 = input() label="x0": f64[1,7,1]
+  %1 = sum(%0) axes=(0,1): f64[1]
+  return %1
+}""",
+    ),
     "equal code for one block and for two": (
         Setting("x86-64-v2", Limits(block=300, flat=128), {}, 1, True),
         "exact",

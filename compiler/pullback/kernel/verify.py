@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
-from .bounds import Range, interval, may_meet, tighten, within
+from .bounds import Range, highest, interval, may_meet, tighten, within
 from .kernel import (
     Affine,
     Apply,
@@ -201,8 +201,14 @@ class _Verifier:
     def access(self, buffer: str, write: bool, index: tuple[Index, ...], masks: tuple[Mask, ...]) -> None:
         extents = None
         if self.several and self.buffers[buffer].space == "global":
-            ranges = tighten(self.ranges, [*masks, *self.bounds]) or self.ranges
-            extents = tuple(interval(i, ranges) if isinstance(i, Affine) else (0, i.bound - 1) for i in index)
+            limits = [*masks, *self.bounds]
+            ranges = tighten(self.ranges, limits) or self.ranges
+            extents = tuple(
+                (-highest(i * -1, ranges, limits), highest(i, ranges, limits))
+                if isinstance(i, Affine)
+                else (0, i.bound - 1)
+                for i in index
+            )
         self.accesses[buffer].append(_Access(self.clock, write, index, self.block, extents))
         self.clock += 1
 
