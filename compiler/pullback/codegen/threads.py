@@ -296,6 +296,9 @@ class ThreadEmitter(Emitter):
         return own
 
     def load(self, e: Load) -> Value:
+        buffer = self.buffers[e.buffer]
+        if not buffer.size:  # nothing to read, perhaps nowhere
+            return scalar.constant(self.b, e.other, buffer.dtype)
         v = super().load(e)
         if not self._crosses(e):
             return v
