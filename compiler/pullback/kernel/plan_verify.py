@@ -101,7 +101,12 @@ class _Function:
         self.aliases: dict[tuple[str, str, str], bool] = {}
         self.forms: dict[tuple[str, int], _Form] = {}
         self.at = 0
-        self.alive: dict[int, list[Allocation]] = {}  # offset -> the buffers alive at this launch
+        self.alive: dict[int, list[Allocation]] = defaultdict(list)  # offset -> the buffers alive at this launch
+        self.begins: dict[int, list[Allocation]] = defaultdict(list)
+        self.ends: dict[int, list[Allocation]] = defaultdict(list)
+        for a in f.allocations:
+            if a.first <= a.last:
+                self.begins[a.first].append(a)
         self.written: set[str] = set()
 
     def fail(self, reason: str, call: Call | None = None) -> VerifyError:
@@ -113,13 +118,18 @@ class _Function:
         self.allocations()
         for i, step in enumerate(f.steps):
             for launch, counts in _launches(step, ()):
-                self.alive = defaultdict(list)
-                for a in f.allocations:
-                    if a.first <= self.at <= a.last:
-                        self.alive[a.offset].append(a)
+                self.pass_time()
                 uses = [u for c in launch.calls for u in self.call(c, counts, i)]
                 self.independent(uses)
                 self.at += 1
+
+    def pass_time(self) -> None:
+        """Buffers begin and end: `alive` at this launch."""
+        for a in self.ends.pop(self.at - 1, ()):
+            self.alive[a.offset].remove(a)
+        for a in self.begins.pop(self.at, ()):
+            self.alive[a.offset].append(a)
+            self.ends[a.last].append(a)
 
     def allocations(self) -> None:
         """Buffers that are alive together do not share bytes (one may end in the launch where another begins:
@@ -218,18 +228,21 @@ class _Function:
 
     def independent(self, uses: Sequence[_Use]) -> None:
         """The calls of one launch run at the same time."""
-        order = sorted((u for u in uses if u.last > u.first), key=lambda u: (u.argument.base, u.first))
-        open_: list[_Use] = []
-        for u in order:
-            open_ = [v for v in open_ if v.argument.base == u.argument.base and v.last > u.first]
-            for v in open_:
-                if v.call is not u.call and (u.writes or v.writes) and _overlap(u, v):
+        reading: list[_Use] = []  # uses that began before this one; those that ended may still be there
+        writing: list[_Use] = []
+        for u in sorted((u for u in uses if u.last > u.first), key=lambda u: (u.argument.base, u.first)):
+            base, start = u.argument.base, u.first
+            writing = [v for v in writing if v.last > start and v.argument.base == base]
+            if u.writes:
+                reading = [v for v in reading if v.last > start and v.argument.base == base]
+            for v in (*writing, *reading) if u.writes else writing:
+                if v.call is not u.call and _overlap(u, v):
                     raise self.fail(
                         f"calls of one launch meet: {v.call.label or v.call.kernel} ({v.buffer.name}) and "
                         f"{u.call.label or u.call.kernel} ({u.buffer.name})",
                         u.call,
                     )
-            open_.append(u)
+            (writing if u.writes else reading).append(u)
 
 
 def _launches(step, counts: tuple[int, ...]) -> Iterator[tuple]:
