@@ -39,7 +39,7 @@ from pullback.dsl.tensor import Tensor
 from pullback.graph.evaluate import evaluate
 from pullback.graph.graph import Graph, make
 from pullback.graph.text import to_text
-from pullback.graph.types import f32, f64
+from pullback.graph.types import bf16, f16, f32, f64
 from pullback.kernel.scalars import SCALARS
 from pullback.ops import leaf
 from pullback.schedule import schedule
@@ -55,22 +55,26 @@ class Failure:
     detail: str
 
 
+PRECISION = {"f64": (2e-16, 1e-10), "gradient": (2e-16, 1e-10), "f32": (6e-8, 5e-6), "half": (4e-3, 2e-2)}
+"""Kind -> the last bit of its numbers, and the tolerance where that bit does not lead far."""
+
+
 def tolerance(case: Case, expected: Results) -> float:
     """How far sums in another order may lead: 1e-10 in f64, and more where a last bit of the inputs leads further.
-    f32: as far as the same graph in f64 says that f32 has led."""
-    if case.kind in ("exact", "half"):
-        return 0.0 if case.kind == "exact" else 2e-2
+    Shorter types: also as far as the same graph in f64 says that they have led."""
+    if case.kind == "exact":
+        return 0.0
     rng = np.random.default_rng(case.seed)
-    last = 6e-8 if case.kind == "f32" else 2e-16
+    last, least = PRECISION[case.kind]
 
     def nudged(a: np.ndarray) -> np.ndarray:
         return (a * (1 + rng.choice((-2, 2), a.shape) * last)).astype(a.dtype) if a.dtype.kind == "f" else a
 
     error = distance(expected, by_graph(replace(case, arrays=tuple(map(nudged, case.arrays))), case.graph))
-    if case.kind == "f32":
-        truth = by_graph(in_f64(case), retyped(case.graph, f32, f64))
-        return 5e-6 + 30 * max(error, distance(expected, truth))
-    return 1e-10 + 100 * error
+    if case.kind in ("f32", "half"):
+        wide = in_f64(case)
+        error = max(error, distance(expected, by_graph(wide, wide.graph)))
+    return least + 100 * error
 
 
 def distance(results: Results, others: Results) -> float:
@@ -85,8 +89,12 @@ def distance(results: Results, others: Results) -> float:
 
 
 def in_f64(case: Case) -> Case:
-    wide = tuple(a.astype(np.float64) if a.dtype == np.float32 else a for a in case.arrays)
-    return replace(case, graph=retyped(case.graph, f32, f64), arrays=wide)
+    graph = case.graph
+    for dtype in (f32, bf16, f16):
+        graph = retyped(graph, dtype, f64)
+    return replace(
+        case, graph=graph, arrays=tuple(a.astype(x.dtype.numpy) for a, x in zip(case.arrays, graph.inputs, strict=True))
+    )
 
 
 def difference(expected: Results, got: Results, tolerance: float = 0.0) -> str | None:
