@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant("plan: readers of old state come too late", "pullback.lower.order",
            "before[writer].update(r for r in readers[old] if r != writer)", "before[writer].update(())"),
     Mutant("plan: arena overlap", "pullback.lower.memory",
-           "if f <= last and first <= l]", "if f < last and first < l]"),
+           "f <= last and first <= l", "f < last and first < l"),
     Mutant("plan: in place although it is read later", "pullback.kernel.alias",
            "return bool(writes) and all(_before(r, w, y.step) for r in reads for w in writes)",
            "return bool(writes)"),
