@@ -118,3 +118,10 @@ def test_other_number_of_rows():
     for x, y in ((np.zeros((2, 2)), np.zeros(2)), (np.zeros((2, 3)), np.zeros(3)), (np.zeros((0, 3)), np.zeros(0))):
         with pytest.raises(rt.ArgumentShapeError, match=r"expected shape \[4, 3\], got \[\d, \d\]$"):
             program.fit(x, y)
+
+
+def test_scalar_input():
+    with pytest.raises(
+        TraceError, match=r"the spec of x is f32, expected e.g. pb.f32\[64\], pb.f32\[\(\)\] for a scalar"
+    ):
+        trace_functions((pb.function(pb.f32)(lambda x: x),), {})

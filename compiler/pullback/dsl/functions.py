@@ -66,7 +66,9 @@ class ScriptFunction:
             for leaf in tree_leaves(spec):
                 if not isinstance(leaf, Spec):
                     raise TraceError(
-                        f"{self.name}: the spec of {p.name} is {leaf!r}, expected e.g. pb.f32[64]", self.loc
+                        f"{self.name}: the spec of {p.name} is {leaf!r}, "
+                        "expected e.g. pb.f32[64], pb.f32[()] for a scalar",
+                        self.loc,
                     )
                 for d in leaf.shape:
                     if not isinstance(d, Dim) and not (isinstance(d, int | np.integer) and d >= 0):
