@@ -17,4 +17,7 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if running:
+            if not gc.get_freeze_count():  # what was made inside counts as old without being looked at
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
