@@ -269,6 +269,16 @@ def test_trees_match_whatever_the_order_of_keys():
             pb.tree_map(lambda x, y: x, tree, other)
 
 
+def test_carries_match_whatever_the_order_of_keys():
+    def body(carry, x):
+        return {"n": carry["n"] + 1.0, "sum": carry["sum"] + x}, None
+
+    def total(x):
+        return pb.scan(body, {"sum": pb.zeros(()), "n": pb.zeros(())}, x)[0]
+
+    assert run(total, np.array([1, 2, 4], np.float32)) == {"sum": 7, "n": 3}
+
+
 def test_debug_print_in_a_loop_says_what_to_do():
     def body(carry, x):
         pb.debug_print("{}", x)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .dsl.array import zeros_like
 from .dsl.creation import asarray, ones_like
-from .dsl.pytree import flatten, tree_map, unflatten
+from .dsl.pytree import flatten, flatten_like, tree_map, unflatten
 from .dsl.tensor import Tensor
 from .dsl.transforms import custom_vjp, stop_gradient
 from .errors import DTypeError, ShapeError, TraceError
@@ -140,8 +140,8 @@ def vjp(fn: Callable, *primals) -> tuple[object, Callable]:
     results, out_structure = flatten(tree_map(asarray, out))
 
     def pullback(cotangent) -> tuple:
-        cts, given = flatten(cotangent)
-        if given != out_structure:
+        cts = flatten_like(cotangent, out_structure)
+        if cts is None:
             raise ShapeError("vjp: the cotangent has another structure than the function's result")
         pairs = []
         for r, ct in zip(results, cts, strict=True):
@@ -182,8 +182,8 @@ def jvp(fn: Callable, primals: Sequence, tangents: Sequence) -> tuple[object, ob
             )
     primals = tree_map(_fresh, tuple(primals))
     leaves, structure = flatten(primals)
-    directions, given = flatten(tuple(tangents))
-    if given != structure:
+    directions = flatten_like(tuple(tangents), structure)
+    if directions is None:
         raise ShapeError("jvp: the tangents have another structure than the primals")
     known: dict[Node, Cotangent] = {}
     for x, t in zip(_differentiable_leaves("jvp", leaves), directions, strict=True):

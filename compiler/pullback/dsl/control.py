@@ -13,7 +13,7 @@ from ..ops.leaf import Input, Iota, Item
 from ..ops.movement import Movement
 from ..ops.scan import Scan, substitute
 from .creation import asarray
-from .pytree import flatten, leaf_names, unflatten
+from .pytree import flatten, flatten_like, leaf_names, unflatten
 from .tensor import Tensor, emit
 from .trace import active
 
@@ -100,9 +100,9 @@ def _length(stacks: list[Tensor], length: int | None) -> int:
 
 def _next_carry(given, carries: list[Tensor], tree, init) -> list[Tensor]:
     """The body's carry as tensors of the types of the first one."""
-    leaves, structure = flatten(given)
-    if structure != tree:
-        raise ShapeError(f"scan: expected a carry of structure {tree}, f returns {structure}")
+    leaves = flatten_like(given, tree)
+    if leaves is None:
+        raise ShapeError(f"scan: expected a carry of structure {tree}, f returns {flatten(given)[1]}")
     result = []
     for leaf, first, name in zip(leaves, carries, leaf_names(init, "carry"), strict=True):
         leaf = leaf if isinstance(leaf, Tensor) else asarray(leaf, dtype=first.dtype)

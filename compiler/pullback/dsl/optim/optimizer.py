@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...autodiff import grad
 from ...errors import BuildError, DTypeError, ShapeError, TraceError, UnknownAttribute
@@ -64,7 +63,6 @@ class Optimizer(Stateful):
     """
 
     names_others = True
-    defaults: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params, clip: Clip | None = None, **options):
         self.clip = clip
