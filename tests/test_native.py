@@ -108,7 +108,7 @@ def test_plans_that_cannot_be_packed():
     with pytest.raises(BuildError, match="scans are nested more than 4 deep"):
         pack_tables(hand.plan(replace(hand.TRAIN, steps=(deep,))))
     many = hand.launch(hand.add(hand.W, hand.W, hand.W, 1 << 32))
-    with pytest.raises(BuildError, match=r"model.py:12: a launch of 4294967296 blocks is too large"):
+    with pytest.raises(BuildError, match=r"model.py:12: a launch of 4294967296 portions is too large"):
         pack_tables(hand.plan(replace(hand.TRAIN, steps=(many,))))
 
 

@@ -109,9 +109,9 @@ class _Packer:
         if isinstance(step, Launch):
             number = len(found)
             found.append(step)
-            calls, blocks = self._calls(step)
-            if blocks:
-                rows.append([Op.LAUNCH, calls, len(step.calls), blocks, step.chunk, number])
+            calls, portions = self._calls(step)
+            if portions:
+                rows.append([Op.LAUNCH, calls, len(step.calls), portions, step.chunk, number])
             return
         if depth >= MAX_LOOPS:
             raise BuildError(f"scans are nested more than {MAX_LOOPS} deep")
@@ -130,16 +130,17 @@ class _Packer:
             rows.pop()
 
     def _calls(self, launch: Launch) -> tuple[int, int]:
-        """The calls of a launch: their offset, and all blocks."""
+        """The calls of a launch: their offset, and all portions."""
         rows, first = bytearray(), 0
         for call in launch.calls:
             packed = bytearray()
             for a in call.arguments:
                 packed += struct.pack("<6q", a.base, a.offset, *a.strides, *[0] * (MAX_LOOPS - len(a.strides)))
-            rows += struct.pack("<4q", self.kernels[call.kernel], self._append(bytes(packed)), first, call.blocks)
-            first += call.blocks
+            kernel, arguments = self.kernels[call.kernel], self._append(bytes(packed))
+            rows += struct.pack("<6q", kernel, arguments, first, call.portions, call.grain, call.blocks)
+            first += call.portions
         if first >= 1 << 32:
-            raise BuildError(f"{launch.calls[0].loc}: a launch of {first} blocks is too large")
+            raise BuildError(f"{launch.calls[0].loc}: a launch of {first} portions is too large")
         return self._append(bytes(rows)), first
 
 

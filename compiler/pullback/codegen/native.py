@@ -1,13 +1,13 @@
 """The native module: what every artifact contains besides kernels and tables.  Out: LLVM IR text.
 
 It is the same for every program, so its object code is compiled once and cached.  It interprets the tables
-that `artifact/tables.py` packs from a `Plan`, deals the blocks of launches out to worker threads, and is the
-C ABI (`artifact/header.py` documents it).
+that `artifact/tables.py` packs from a `Plan`, deals the blocks of launches out to worker threads in the plan's
+portions, and is the C ABI (`artifact/header.py` documents it).
 
-*Claim and complete*: one word `launch number << 32 | blocks left` is all that workers compete for.  They claim
-`chunk` or more blocks by compare-exchange; who finishes a launch's last block starts the next.  A launch ends when its
-blocks are done, not when all workers arrive, so a worker that the machine took away holds up nobody.  What a
-launch is (its row, blocks, chunk) is written before the word is published, and only after every block of the
+*Claim and complete*: one word `launch number << 32 | portions left` is all that workers compete for.  They claim
+`chunk` portions by compare-exchange; who finishes a launch's last one starts the next.  A launch ends when its
+portions are done, not when all workers arrive, so a worker that the machine took away holds up nobody.  What a
+launch is (its row, portions, chunk) is written before the word is published, and only after every portion of the
 launch before it is done.  So what a worker read between loading the word and claiming by it belongs to that
 word: were it stale, the claim would fail.
 
@@ -154,7 +154,7 @@ def advance() -> Function:
 
 
 def run_range() -> Function:
-    """Run blocks low <= b < high of a launch: each call's share in one call of its kernel."""
+    """Run portions low <= p < high of a launch: each call's share in one call of its kernel."""
     f = Function("void", "run_range", "ptr control, ptr launch, i64 worker, i64 low, i64 high")
     control = f["control"]
     tables, kernels = (control + Control.TABLES).load("ptr"), (control + Control.KERNELS).load("ptr")
@@ -167,13 +167,16 @@ def run_range() -> Function:
     with f.forever():
         row, at = call.get(), low.get()
         first = (row + Row.FIRST).load()
-        end = first + (row + Row.CALL_BLOCKS).load()
+        end = first + (row + Row.CALL_PORTIONS).load()
         with f.when(at < end):
             stop = f.minimum(end, f["high"])
+            grain = (row + Row.GRAIN).load()
+            low_block, high_block = (at - first) * grain, (stop - first) * grain
+            high_block = f.minimum(high_block, (row + Row.BLOCKS).load())
             kernel = (kernels + ((row + Row.KERNEL).load() << 3)).load("ptr")
             arguments = tables + (row + Row.ARGUMENTS).load()
             f.call(
-                "void", kernel, arguments, bases, loops, scratch, record, at - first, stop - first,
+                "void", kernel, arguments, bases, loops, scratch, record, low_block, high_block,
             )  # fmt: skip
             with f.when((record + Record.CODE).load() != 0, likely=False):
                 f.call("void", "report", control, f["launch"], index.get(), at, record)
@@ -206,7 +209,7 @@ def proceed() -> Function:
             with f.when((control + Control.CALLER_SLEEPS).load("i32", "seq_cst") != 0):
                 f.call("void", "wake", control, 0x7FFFFFFF)
             f.ret()
-        blocks, chunk = (launch + Row.BLOCKS).load(), (launch + Row.CHUNK).load()
+        blocks, chunk = (launch + Row.PORTIONS).load(), (launch + Row.CHUNK).load()
         with f.when(blocks <= chunk):
             f.call("void", "run_range", control, launch, f["worker"], 0, blocks)
             f.again()
@@ -222,10 +225,7 @@ def proceed() -> Function:
 
 
 def work() -> Function:
-    """Claim and run blocks.  The caller of a step returns when it ends; a worker when it is told to quit.
-
-    A claim is a part of what is left, so that there are few of them, and at least a chunk, the later the smaller.
-    """
+    """Claim and run portions.  The caller of a step returns when it ends; a worker when it is told to quit."""
     f = Function("void", "work", "ptr control, i64 worker")
     control, worker = f["control"], f["worker"]
     mine = f.variable("i64", 0)
@@ -236,8 +236,7 @@ def work() -> Function:
         with f.when(left != 0):
             launch, chunk = field(control, Control.LAUNCH, "ptr"), field(control, Control.CHUNK)
             blocks = field(control, Control.BLOCKS)
-            share = left >> field(control, Control.SHIFT)
-            share = f.minimum(f.select(share < chunk, chunk, share), left)
+            share = f.minimum(chunk, left)
             with f.when((control + Control.WORD).compare_exchange(word, word - share)):
                 low = blocks - left
                 f.call("void", "run_range", control, launch, worker, low, low + share)
@@ -281,7 +280,7 @@ def run_serial() -> Function:
         launch = f.call("ptr", "advance", f["control"])
         with f.when(launch == f.null()):
             f.ret()
-        f.call("void", "run_range", f["control"], launch, 0, 0, (launch + Row.BLOCKS).load())
+        f.call("void", "run_range", f["control"], launch, 0, 0, (launch + Row.PORTIONS).load())
     return f
 
 

@@ -237,13 +237,6 @@ def open_context() -> Function:
         (context + getattr(Context, name)).store((options + getattr(Options, name)).load("ptr"), "ptr")
     (context + Context.THREADS).store(threads)
     (context + Context.LEVEL).store(level)
-    # A claim is at most 1 / (2 threads) of what is left, the threads rounded up to a power of two.
-    shift = f.variable("i64", 1)
-    with f.forever():
-        with f.when((f.operand(2, "i64") << (shift.get() - 1)) >= threads * 2):
-            f.stop()
-        shift.set(shift.get() + 1)
-    (context + Context.SHIFT).store(shift.get())
     row = f.symbol("pb_levels") + level * Level.SIZE
     (context + Context.TABLES).store((row + Level.TABLES).load("ptr"), "ptr")
     (context + Context.KERNELS).store((row + Level.KERNELS).load("ptr"), "ptr")

@@ -35,7 +35,6 @@ def execute() -> Function:
     ):
         (control + offset).store(value, "ptr")
     (control + Control.SCRATCH_SIZE).store((tables + Header.SCRATCH).load())
-    (control + Control.SHIFT).store((context + Context.SHIFT).load())
     (control + Control.COMMITTED).store(0)
     (control + Control.COUNT).store(0)
     for level in range(4):

@@ -22,14 +22,15 @@ class Row:
     """A row of a program, eight fields (one cache line); a call; an argument is six fields as kernels expect."""
 
     OP = 0
-    # LAUNCH: its calls (offset in the tables), blocks of all calls together, how many to claim, its number
-    CALLS, CALL_COUNT, BLOCKS, CHUNK, NUMBER = 8, 16, 24, 32, 40
+    # LAUNCH: its calls (offset in the tables), portions of all calls together, how many to claim, its number
+    CALLS, CALL_COUNT, PORTIONS, CHUNK, NUMBER = 8, 16, 24, 32, 40
     # LOOP: set counter `level` to `start`.  NEXT: add `step`; go back to `target` unless it is `end`.
     LEVEL, START, STEP, END, TARGET = 8, 16, 24, 32, 40
     SIZE = 64
-    # a call: number of its kernel, offset of its arguments, its first block in the launch, its blocks
-    KERNEL, ARGUMENTS, FIRST, CALL_BLOCKS = 0, 8, 16, 24
-    CALL_SIZE = 32
+    # a call: number of its kernel, offset of its arguments, its first portion in the launch, its portions, the blocks of
+    # one portion, all its blocks
+    KERNEL, ARGUMENTS, FIRST, CALL_PORTIONS, GRAIN, BLOCKS = 0, 8, 16, 24, 32, 40
+    CALL_SIZE = 48
 
 
 class Level:
@@ -75,7 +76,7 @@ class Record:
 class Context:
     """`pb_context`, memory of the caller."""
 
-    MAGIC, POOL, STATE, ARENA, SCRATCH, THREADS, TABLES, KERNELS, STOP, INJECT, LEVEL, SHIFT = range(0, 96, 8)
+    MAGIC, POOL, STATE, ARENA, SCRATCH, THREADS, TABLES, KERNELS, STOP, INJECT, LEVEL = range(0, 88, 8)
     SIZE = 128
 
 
@@ -117,7 +118,7 @@ class Control:
     LAUNCH, BLOCKS, CHUNK, END = 192, 200, 208, 216
     CONTEXT, BASES, STATUS, POSITION, COMMITTED, COUNT = range(256, 304, 8)
     LOOPS = 320
-    TABLES, KERNELS, SCRATCH, SCRATCH_SIZE, SHIFT = range(384, 424, 8)
+    TABLES, KERNELS, SCRATCH, SCRATCH_SIZE = range(384, 416, 8)
     LOCK, FAILURE_LOCK, QUIT, STARTED = 448, 452, 456, 464
     THREADS = 1024
     RECORDS = 4096

@@ -34,7 +34,9 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel on its arguments.  `sites[k]`: what the kernel's check number k looks at (for messages)."""
+    """One kernel on its arguments.  `sites[k]`: what the kernel's check number k looks at (for messages).
+
+    `grain`: how many blocks make one portion of work; the last portion may have fewer."""
 
     kernel: str
     arguments: tuple[Argument, ...]
@@ -42,11 +44,17 @@ class Call:
     loc: Loc
     label: str = ""
     sites: tuple[str, ...] = ()
+    grain: int = 1
+
+    @property
+    def portions(self) -> int:
+        return -(-self.blocks // self.grain)
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Independent calls.  `chunk`: how many blocks a worker claims at a time."""
+    """Independent calls, those with the longest portions first.  `chunk`: how many portions a worker claims at a
+    time; a launch of no more portions than that runs on one worker."""
 
     calls: tuple[Call, ...]
     chunk: int = 1

@@ -134,7 +134,8 @@ def print_function(plan: Plan, f: FunctionPlan) -> list[str]:
             for c in s.calls:
                 moved = each[c.kernel].values()
                 arguments = ", ".join(_argument(a, len(f.inputs)) for a in c.arguments)
-                extra = f' label "{c.label}"' if c.label else ""
+                extra = f" grain {c.grain}" if c.grain != 1 else ""
+                extra += f' label "{c.label}"' if c.label else ""
                 extra += f" sites({', '.join(map(_quote, c.sites))})" if c.sites else ""
                 lines.append(f"{pad}  {_name(c.kernel)}({arguments}) blocks {c.blocks}{extra} {_loc(c.loc)}")
                 lines.append(f"{pad}    # reads {sum(m[0] for m in moved)}, writes {sum(m[1] for m in moved)} bytes")
@@ -292,9 +293,10 @@ def _call(p: _PlanParser, inputs: int) -> Call:
     p.need("(")
     arguments = tuple(p.list(")", lambda: p.argument(inputs)))
     blocks = p.field("blocks")
+    grain = p.integer() if p.take("grain") else 1
     label = p.kind("string") if p.take("label") else ""
     sites: tuple[str, ...] = ()
     if p.take("sites"):
         p.need("(")
         sites = tuple(p.list(")", lambda: p.kind("string")))
-    return Call(kernel, arguments, blocks, p.loc(), label, sites)
+    return Call(kernel, arguments, blocks, p.loc(), label, sites, grain)

@@ -7,7 +7,7 @@ largest).  Kernels are scheduled here, once for each distinct kernel, and named 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import BuildError
 from ..graph.program import Function, Program
@@ -29,12 +29,15 @@ from ..kernel.plan import (
     StateSlot,
     Step,
 )
+from ..kernel.work import work
 from .groups import LoopPiece, Piece, Region, Value
 from .memory import Lifetime, aligned, pack
 from .order import Located, Storage, Target, copy_kernel, order, root
 
-CLAIMS = 64
-"""A launch is dealt out in at most about this many claims: enough to balance, few enough to cost nothing."""
+PORTIONS = 24
+"""A launch is dealt out in about this many portions of about equal time: enough to balance at hardly any cost."""
+SHORTEST = 2000.0
+"""Nanoseconds: a portion is not cut below this, and a launch of less than two portions runs on one worker."""
 
 
 def state_layout(program: Program) -> tuple[tuple[StateSlot, ...], int]:
@@ -66,27 +69,28 @@ class _Constants:
 
 
 class Kernels:
-    """Scheduled kernels by content; equal kernels, also of different functions, are one."""
+    """Scheduled kernels by content; equal kernels, also of different functions, are one.
+
+    `get` gives (key, blocks, bytes of scratch, estimated nanoseconds of a block) of an unscheduled kernel."""
 
     def __init__(self, schedule: Callable[[Kernel], Kernel], scratch: Callable[[Kernel], int]):
         self.schedule, self.scratch = schedule, scratch
         self.by_key: dict[str, Kernel] = {}
-        self._seen: dict[int, tuple[Kernel, str, int, int]] = {}
-        self._by_content: dict[str, tuple[str, int, int]] = {}
+        self._seen: dict[int, tuple[Kernel, tuple[str, int, int, float]]] = {}
+        self._by_content: dict[str, tuple[str, int, int, float]] = {}
 
-    def get(self, kernel: Kernel) -> tuple[str, int, int]:
-        """(key, blocks, bytes of scratch) of the scheduled form of an unscheduled kernel."""
+    def get(self, kernel: Kernel) -> tuple[str, int, int, float]:
         hit = self._seen.get(id(kernel))
         if hit is None:
             unscheduled = content_key(kernel)
             found = self._by_content.get(unscheduled)
             if found is None:
-                scheduled = self.schedule(kernel)
-                key = content_key(scheduled)
-                self.by_key.setdefault(key, scheduled)
-                found = self._by_content[unscheduled] = (key, scheduled.blocks, self.scratch(scheduled))
-            hit = self._seen[id(kernel)] = (kernel, *found)
-        return hit[1:]
+                k = self.schedule(kernel)
+                key = content_key(k)
+                self.by_key.setdefault(key, k)
+                found = self._by_content[unscheduled] = (key, k.blocks, self.scratch(k), work(k) / max(k.blocks, 1))
+            hit = self._seen[id(kernel)] = (kernel, found)
+        return hit[1]
 
 
 def make_plan(program: Program, regions: dict[int, Region], kernels: Kernels) -> Plan:
@@ -237,11 +241,23 @@ class _FunctionPlanner:
         if isinstance(step, tuple):
             loop, body = step
             return Repeat(loop.count, tuple(map(self._finish, body)), loop.reverse)
-        calls, blocks = [], 0
+        found = []
         for piece, where in step.pieces:
-            key, n, scratch = self.kernels.get(piece.kernel)
+            key, blocks, scratch, time = self.kernels.get(piece.kernel)
             self.scratch = max(self.scratch, scratch)
-            blocks += n
             arguments = tuple(Argument(at.storage.base, at.storage.offset, at.strides) for at in where)
-            calls.append(Call(key, arguments, n, piece.loc, piece.label, piece.sites))
-        return Launch(tuple(calls), max(1, blocks // CLAIMS))
+            found.append((time, Call(key, arguments, blocks, piece.loc, piece.label, piece.sites)))
+        return _dealt_out(found)
+
+
+def _dealt_out(calls: list[tuple[float, Call]]) -> Launch:
+    """The launch of (nanoseconds of a block, call), cut into portions of about equal time, the longest first."""
+    total = sum(time * c.blocks for time, c in calls)
+    portion = max(SHORTEST, total / PORTIONS)
+    cut = []
+    for time, c in calls:
+        grain = max(1, min(c.blocks, round(portion / time))) if time else max(1, c.blocks)
+        cut.append((grain * time, replace(c, grain=grain)))
+    cut.sort(key=lambda x: -x[0])
+    ordered = tuple(c for _, c in cut)
+    return Launch(ordered, chunk=1 if total >= 2 * SHORTEST else max(1, sum(c.portions for c in ordered)))
