@@ -22,7 +22,7 @@ from pullback.schedule.cpu_contract import Tiling, schedule_contraction
 TARGETS = [cpu_target(n) for n in ("v2", "v3", "v4")]
 LOW = Limits(
     block=48, flat=32, block_flops=200, blocks=6, heavy=2, light=1, group=2, row_vectors=1, pack_bytes=64, pack_k=2,
-    long_k=8, deep_k=32, far_bytes=512, page=16,
+    long_k=8, deep_k=32, far_bytes=512, page=16, far_rows=0, sharing_rows=0,
 )  # fmt: skip
 """Small shapes reach every branch."""
 

@@ -274,7 +274,7 @@ def normalise(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> tu
         vectors = ceil(n / lanes)
         step = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
         near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
-        load = 1 if step <= 1 else 8 if near <= 1 else 2 * lanes
+        load = 1 if step <= 1 else 5 if near <= 1 else 2 * lanes
         scatter = any(stride(kernel, s, col) not in (0, 1) for s in outs) if col and n > 1 else False
         return max(m * vectors, 4) + load * vectors + scatter * 4.0 * m * n / depth
 
@@ -319,6 +319,23 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     m, n, k = extents["i"], extents["j"], prod(extents[x] for x in c.reduced)
     outer = prod(extents[x] for x in c.outer)
     vectors = ceil(n / lanes)
+    a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
+    last = c.reduced[-1]
+
+    def plain(operand) -> bool:
+        return all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand))
+
+    def far(operand) -> tuple[bool, bool]:
+        """Do successive k lie so far apart that nothing prefetches them?  Do they share cache sets, too?"""
+        steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
+        wide = [s for s in steps if s >= limits.page]
+        return bool(wide), any(s % limits.page == 0 for s in wide)
+
+    a_far, a_shares = far(a)
+    scattered = a_far and m * k * size > (limits.sharing_rows if a_shares else limits.far_rows)
+
+    def packs_rows(panels: int) -> bool:
+        return not plain(a) or (panels >= 3 and k >= limits.pack_k and scattered)
 
     def price(tile: tuple[int, int]) -> float:
         rows, nv = tile
@@ -333,39 +350,29 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
             for v, b in ((nv, panels), (rest, 1 if rest else 0)):
                 if a and b:
                     total += a * b * (k * max(mr * v, v + mr / 2, v * bring, 4) + 2 * mr * v + 12)
-        return total * (1 + 0.02 * (bool(more) + bool(rest)))  # less code is worth a little
+        uneven = rows % 8 != 0 and packs_rows(ceil(vectors / nv))  # copies of such rows are masked
+        return total * (1 + 0.02 * (bool(more) + bool(rest)) + 0.03 * uneven)  # less code is worth a little
 
     mr, nv = min(TILES[32 if target.registers >= 32 else 16], key=price)
     mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
     nr = nv * lanes
     tiles, panels = ceil(m / mr), ceil(vectors / nv)
-    a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
-    last = c.reduced[-1]
-
-    def plain(operand) -> bool:
-        return all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand))
-
-    def far(operand, size_of_all: int) -> bool:
-        """Do successive k lie so far apart that nothing prefetches them, and share cache sets or are not in the
-        second-level cache anyway?"""
-        steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
-        return any(s >= limits.page and (s % limits.page == 0 or size_of_all > target.l2 // 2) for s in steps)
-
     pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
-    pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b, 0) or n * k * size > limits.pack_bytes))
-    pack_a = not plain(a) or (panels >= 3 and k >= limits.pack_k and far(a, m * k * size))
+    pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b)[1] or n * k * size > limits.pack_bytes))
+    pack_a = packs_rows(panels)
     single = len(c.reduced) == 1
     want = max(1, min(limits.blocks, 2 * m * n * k * outer // limits.block_flops)) / outer
     kc, carry_k = extents[last], False
     if pack_a:
         # A block of rows and a panel live in the second-level cache; packing rows pays from 192 columns on.
         if single and k > limits.long_k and tiles >= 2:
-            kc = stretch(k, limits.long_k * 3 // 8)
+            kc = stretch(k, limits.long_k * 3 // 16)
             carry_k = kc < k
         rows = ceil(m / (256 if m < 2048 else 512))
-        want = min(want, 8 / outer)
-        cb = parts(panels, max(n / 512, min(want / rows, n // 192)), max(1, n // 192))
-        rb = parts(tiles, max(rows, want / cb))
+        want = min(want, 6 / outer)  # more would copy more
+        cb = parts(panels, max(n / 768, min(want / rows, n // 192)), max(1, n // 192))
+        least = max(rows, ceil(want / cb))
+        rb = parts(tiles, least, least + least // 3)
     elif single and pack_b and tiles >= 2 and (k > limits.deep_k or m * k * size > limits.far_bytes):
         # The rows that all panels walk do not stay in the third-level cache.
         kc = stretch(k, limits.deep_k // 8)
@@ -374,10 +381,10 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
         cb = parts(panels, max(n / 256, want / rb))
     else:
         if single and pack_b and tiles == 1:
-            kc = stretch(k, limits.long_k // 4)  # each panel is used once: keep it near
+            kc = stretch(k, limits.long_k // 8)  # each panel is used once: keep it near
         cb = parts(panels, want)
         if pack_b:  # cutting rows repeats the packing of panels
-            want = min(want, max(4 / outer, cb))
+            want = min(want, max(4 / outer, cb * max(1, m // 512)))
         rb = parts(tiles, want / cb)
     return Tiling(mr, nv, ceil(tiles / rb) * mr, ceil(panels / cb) * nr, kc, pack_a, pack_b, carry_k)
 

@@ -30,12 +30,16 @@ class Limits:
     """A column operand of more bytes than this is packed in panels although it lies well."""
     pack_k: int = 64
     """Packing what lies well needs at least so many steps of k to pay."""
-    long_k: int = 1024
-    """Packed rows: longer k goes in stretches, so that a block of them fits the second-level cache."""
+    long_k: int = 2048
+    """Packed rows: longer k goes in stretches, so that a block of them stays near."""
     deep_k: int = 4096
     """Packed panels: the same."""
     far_bytes: int = 8 << 20
     """Rows of more bytes than this do not stay in the third-level cache from panel to panel."""
+    far_rows: int = 5 << 20
+    """Rows along which k steps by at least `page` bytes are packed if they are more than this ..."""
+    sharing_rows: int = 1 << 20
+    """... and if the steps are multiples of a page, already if they are more than this."""
     page: int = 2048
     """Bytes; successive k that lie a multiple of it apart share cache sets, and nothing prefetches them."""
 
