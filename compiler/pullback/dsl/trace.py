@@ -186,8 +186,9 @@ class Trace:
                 )
         used = set(reached)
         reads = [v for v, node in self.inputs.items() if node in used]
-        graph = Graph(self.name, (*arguments, *(self.inputs[v] for v in reads)), outputs)
-        return graph, reads, writes
+        inputs = (*arguments, *(self.inputs[v] for v in reads))
+        order = tuple(dict.fromkeys((*inputs, *reached)))  # what `Graph.nodes` would find again
+        return Graph(self.name, inputs, outputs, [order]), reads, writes
 
 
 def trace_functions(

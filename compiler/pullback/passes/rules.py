@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 
 from ..graph.graph import NOWHERE, Graph, Node, rewrite, same_or_replaced
 from ..graph.types import DType, TensorType
-from ..ops.leaf import Fill
+from ..ops.leaf import Constant, Fill
 from ..ops.op import Op
 from .fold import folded
+
+CONSTANT = frozenset((Fill, Constant))
 
 Rule = Callable[["Builder", Node], Node | None]
 Shape = tuple[int, ...]
@@ -61,9 +63,10 @@ class Builder:
         return new
 
     def simplest(self, node: Node) -> Node:
-        constant = folded(node)
-        if constant is not None:
-            return constant
+        if not node.inputs or type(node.inputs[0].op) in CONSTANT:
+            constant = folded(node)
+            if constant is not None:
+                return constant
         if isinstance(node.type, TensorType) and 0 in node.type.shape and node.inputs and node.op.name != "item":
             return self.fill(False if node.type.dtype.kind == "b" else 0.0 if node.type.dtype.is_float else 0, node)
         for r in self.rules[node.op.name]:
