@@ -11,6 +11,7 @@ from collections.abc import Collection
 from ..codegen.target import Target
 from ..errors import ScheduleError, VerifyError
 from ..kernel.kernel import Kernel
+from .gpu_contract import schedule_contraction
 from .gpu_limits import GPU, GpuLimits
 from .gpu_map import schedule_map
 from .gpu_rows import schedule_rows
@@ -20,9 +21,12 @@ def schedule_gpu(
     kernel: Kernel, target: Target, family: str, fixed: Collection[str] = (), limits: GpuLimits = GPU
 ) -> Kernel:
     """One nest of a family (`schedule.family`); maps serve every nest, so others may refuse."""
-    for attempt in {"rows": (schedule_rows,)}.get(family, ()):
+    for attempt in _OWN.get(family, ()):
         try:
             return attempt(kernel, target, fixed, limits)
         except (ScheduleError, VerifyError):
             continue
     return schedule_map(kernel, target, fixed, limits)
+
+
+_OWN = {"contraction": (schedule_contraction,), "rows": (schedule_rows,)}

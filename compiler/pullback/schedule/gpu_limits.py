@@ -17,6 +17,10 @@ class GpuLimits:
     """Rows of at least so many elements get a warp, shorter ones a thread."""
     private: int = 32
     """Elements of a buffer that a thread keeps in registers, where its loops must be unrolled for it."""
+    contraction: int = 8
+    """Contractions of at least so many rows, columns and products go in tiles, smaller ones one element a thread."""
+    blocks: int = 132
+    """Tiles that keep the processors busy: with fewer, smaller tiles are taken."""
 
 
 GPU = GpuLimits()
