@@ -118,8 +118,8 @@ def _power(b: Builder, f: Format, n: Value, offset: int = 0) -> Value:
     return b.bitcast(b.add(b.shl(n, f.mantissa), (f.bias - offset) << f.mantissa), f.elem)
 
 
-def _reduce(b: Builder, f: Format, x: Value, low: Value | None = None) -> tuple[Value, Value]:
-    """x (+ low) = n ln 2 + r: an integer whose low bits are n, and r, |r| <= ln(2) / 2."""
+def _reduce(b: Builder, f: Format, x: Value, low: Value | None = None) -> tuple[Value, Value, Value]:
+    """x (+ low) = n ln 2 + r, |r| <= ln(2) / 2: n, an integer whose low bits are n, and r."""
     t = b.fma(x, 1 / LN2, f.magic)
     n = b.fsub(t, f.magic)
     r = b.fma(n, -f.ln2[0], x)  # exact
@@ -127,7 +127,7 @@ def _reduce(b: Builder, f: Format, x: Value, low: Value | None = None) -> tuple[
         r = b.fma(n, -f.ln2[1], r)
     else:
         r = b.fadd(r, b.fma(n, -f.ln2[1], low))
-    return b.bitcast(t, f.bits), r
+    return n, b.bitcast(t, f.bits), r
 
 
 def _exp_reduced(b: Builder, f: Format, r: Value) -> Value:
@@ -136,20 +136,19 @@ def _exp_reduced(b: Builder, f: Format, r: Value) -> Value:
 
 def _exp_small(b: Builder, f: Format, x: Value) -> Value:
     """e^x where the result is a normal number."""
-    n, r = _reduce(b, f, x)
+    _, n, r = _reduce(b, f, x)
     return b.fmul(_exp_reduced(b, f, r), _power(b, f, n))
 
 
 def _exp_any(b: Builder, f: Format, x: Value, low: Value | None = None) -> Value:
-    """e^(x + low), down to denormals and up to infinity: 2^n in two factors, so that rounding happens once."""
-    n, r = _reduce(b, f, x, low)
-    half = b.ashr(n, 1)
-    return b.fmul(b.fmul(_exp_reduced(b, f, r), _power(b, f, half)), _power(b, f, b.sub(n, half)))
+    """e^(x + low), down to denormals and up to infinity."""
+    n, _, r = _reduce(b, f, x, low)
+    return b.scale(_exp_reduced(b, f, r), n)
 
 
 def _expm1_part(b: Builder, f: Format, x: Value, shift: int) -> Value:
     """(e^x - 1) / 2^shift, so that what overflows only at the end does so there."""
-    n, r = _reduce(b, f, x)
+    _, n, r = _reduce(b, f, x)
     p = b.fma(b.fmul(r, r), f.polynomial(b, "expm1", r), r)
     s = _power(b, f, n, shift)
     return b.fma(p, s, b.fsub(s, 2.0**-shift))

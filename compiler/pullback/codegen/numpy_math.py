@@ -88,9 +88,14 @@ def _lshr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a.view(unsigned) >> b.astype(unsigned)).view(a.dtype)
 
 
+def _scale(a: np.ndarray, n: np.ndarray) -> np.ndarray:
+    return np.ldexp(a, n.astype(np.int32))
+
+
 _DIRECT: dict[str, Callable] = {
     "fadd": np.add, "fsub": np.subtract, "fmul": np.multiply, "fdiv": np.divide, "fneg": np.negative, "fma": fma,
     "fabs": np.abs, "copysign": np.copysign, "sqrt": np.sqrt, "trunc": np.trunc, "fmaximum": _fmaximum,
+    "scale": _scale,
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "and_": np.bitwise_and, "or_": np.bitwise_or,
     "xor": np.bitwise_xor, "not_": np.invert, "shl": np.left_shift, "ashr": np.right_shift, "lshr": _lshr,
 }  # fmt: skip
