@@ -11,7 +11,7 @@ from emulated import load, run_kernel
 from simt import native
 from simt.emulator import EmulationError
 from simt.ptx import assemble, ptxas
-from test_ptx import check
+from test_ptx import check, op_kernels
 
 from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, symbol, translate
 from pullback.errors import ScheduleError
@@ -19,7 +19,7 @@ from pullback.graph.types import bf16, f16, f64
 from pullback.kernel.kernel import Barrier, Kernel, Loop, map_stmts, walk
 from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
-from pullback.schedule import schedule
+from pullback.schedule import family, schedule
 from pullback.schedule.gpu_contract import TILES, BlockTile, schedule_contraction
 
 SM90 = gpu_target("sm_90")
@@ -54,6 +54,48 @@ def test_tiles():
     check({f"k{i}": (k := make(), tiled(k, tile)) for i, (make, tile) in enumerate(CASES.values())})
 
 
+BESIDE = """
+kernel beside(x: f32[20,9], w: f32[9,12], z: f32[300]) -> y: f32[20,12], u: f32[300]
+  acc: f32[] register
+  parallel i < 20
+    parallel j < 12
+      acc = 0.0
+      reduce k < 9
+        acc = fma(x[i, k], w[k, j], acc)
+      y[i, j] = acc
+  parallel n < 300
+    u[n] = z[n] * 2.0
+"""
+
+
+@needs_emulator
+def test_blocks_of_another_shape_beside_a_contraction():
+    """More threads than a tile has: the rest idles, and comes to the barriers."""
+    kernel = parse_kernel(BESIDE)
+    after = schedule(kernel, SM90)
+    verify(after, SM90)
+    assert launch_shape(after)[1] > 32 and any(isinstance(s, Barrier) for s in walk(after.body))
+    check({"beside": (kernel, after)})
+
+
+def empty(kernel: Kernel) -> bool:
+    return any(s.extent == 0 for s in walk(kernel.body) if isinstance(s, Loop))
+
+
+@needs_emulator
+def test_the_contractions_of_all_ops():
+    """Of the ops and their derivatives, fused or not; one row or one column is no tile."""
+    kernels = {key: k for key, k in op_kernels().items() if family(k) == "contraction" and not empty(k)}
+    tiles = {}
+    for key, k in kernels.items():
+        try:
+            tiles[key] = (k, tiled(k, BlockTile(8, 8, 4, 2, 4)))
+        except ScheduleError as e:
+            assert "no tile" in str(e)
+    assert len(tiles) > 20
+    check(tiles)
+
+
 def test_what_is_chosen():
     square = tiled(nests.linear(4096, 4096, 64))
     assert launch_shape(square) == (1024, 256) and square.buffers["acc0"].shape == (128, 128)
@@ -62,7 +104,7 @@ def test_what_is_chosen():
     assert parse_kernel(print_kernel(square)) == square
     copies = [s for s in walk(square.body) if isinstance(s, Loop) and s.binding == "vector" and "_" in s.axis]
     assert all(s.extent == 4 for s in copies) and len(copies) == 3  # both copies to shared memory, and to registers
-    for thin in (nests.linear(1, 300, 50), nests.linear(300, 300, 2), nests.linear(64, 64, 64, dtype=f64)):
+    for thin in (nests.linear(1, 300, 50), nests.linear(300, 300, 2)):
         with pytest.raises(ScheduleError):
             tiled(thin)
         assert all(b.space != "shared" for b in schedule(thin, SM90).locals)
@@ -93,6 +135,7 @@ NAMED = {
     "square_tn": (lambda: nests.linear(4096, 4096, 4096, "TN"), TILES[0], 128),
     "odd_gelu": (lambda: nests.linear(1003, 517, 333, "NT", "gelu"), TILES[0], 184),
     "layer": (lambda: nests.linear(512, 1024, 768, "NT", "gelu"), TILES[1], 96),
+    "double": (lambda: nests.linear(512, 512, 512, dtype=f64), None, 128),
     "digits": (lambda: nests.linear(64, 128, 64, "NN", "bias"), None, 96),
 }
 """name -> (kernel, tile, the most registers that a thread may take); none may spill."""

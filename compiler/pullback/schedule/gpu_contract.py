@@ -50,6 +50,8 @@ TILES = (
     BlockTile(16, 16, 16, 2, 4),
 )
 """The largest first."""
+ACCUMULATORS = 64
+"""Registers of a thread for its tile."""
 
 
 def schedule_contraction(
@@ -61,6 +63,8 @@ def schedule_contraction(
 ) -> Kernel:
     """The buffers `fixed` keep their shapes; `tile` overrides `choose` (tests and measurements)."""
     kernel, c = normalise(kernel, target, fixed)
+    if min(extents_of(kernel)[a] for a in "ij") == 1:
+        raise ScheduleError(f"{kernel.name}: one row or one column is no tile")
     t = tile or choose(kernel, c, limits)
     k = c.reduced[-1]
     rows, columns = _operand(c.acc, 1 if c.swapped else 0), _operand(c.acc, 0 if c.swapped else 1)
@@ -92,8 +96,6 @@ def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> BlockTile:
     batch = prod(extents[a] for a in c.outer)
     if min(m, n) < limits.contraction or depth < limits.contraction:
         raise ScheduleError(f"{kernel.name}: too small for a tile")
-    if kernel.buffers[c.acc].dtype.bits > 32:
-        raise ScheduleError(f"{kernel.name}: registers hold no tile of {kernel.buffers[c.acc].dtype}")
 
     def blocks(t: BlockTile) -> int:
         return -(-m // t.rows) * -(-n // t.columns) * batch
@@ -101,8 +103,10 @@ def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> BlockTile:
     def padded(t: BlockTile) -> float:
         return blocks(t) * t.rows * t.columns / (m * n * batch)
 
-    least = min(map(padded, TILES))
-    fitting = [t for t in TILES if padded(t) <= 1.5 * least]
+    room = ACCUMULATORS * 32 // kernel.buffers[c.acc].dtype.bits
+    tiles = [t for t in TILES if t.thread_rows * t.thread_columns <= room]
+    least = min(map(padded, tiles))
+    fitting = [t for t in tiles if padded(t) <= 1.5 * least]
     return next((t for t in fitting if blocks(t) >= limits.blocks), max(fitting, key=blocks))
 
 
