@@ -337,21 +337,24 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     def packs_rows(panels: int) -> bool:
         return not plain(a) or (panels >= 3 and k >= limits.pack_k and scattered)
 
+    beat = 1.0 if lanes * size >= 64 else 0.5  # cycles of one fma: 64 bytes, or two operations
+    wait = 4 if beat == 1 else 4.6  # from one fma to the next on the same accumulator; two at a time leave no slack
+
     def price(tile: tuple[int, int]) -> float:
         rows, nv = tile
         tiles = ceil(m / rows)
         low, more = divmod(m, tiles)  # `more` tiles have low + 1 rows
         panels, rest = divmod(vectors, nv)
         total = 0.0
-        bring = (
-            1 if tiles == 1 or k * nv * lanes * size <= target.l1 * 3 // 4 else 3.2
-        )  # cycles to load a vector of the panel
+        near = tiles == 1 or k * nv * lanes * size <= target.l1 * 3 // 4
+        bring = (1 if near else 3.2) * beat  # cycles to load a vector of the panel
         for mr, a in ((low, tiles - more), (low + 1, more)):
             for v, b in ((nv, panels), (rest, 1 if rest else 0)):
                 if a and b:
-                    total += a * b * (k * max(mr * v, v + mr / 2, v * bring, 4) + 2 * mr * v + 12)
-        uneven = rows % 8 != 0 and packs_rows(ceil(vectors / nv))  # copies of such rows are masked
-        return total * (1 + 0.02 * (bool(more) + bool(rest)) + 0.03 * uneven)  # less code is worth a little
+                    step = max(mr * v * beat, v * beat + mr / 2, v * bring, wait)
+                    total += a * b * (k * step + 2 * mr * v * beat + 12)
+        masked = rows & (rows - 1) != 0 and packs_rows(ceil(vectors / nv))  # copies of rows
+        return total * (1 + 0.02 * (bool(more) + bool(rest)) + 0.03 * masked)  # less code is worth a little
 
     mr, nv = min(TILES[32 if target.registers >= 32 else 16], key=price)
     mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
