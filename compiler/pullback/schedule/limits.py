@@ -15,8 +15,8 @@ class Limits:
     flat: int = 128
     """Maps of one axis that is a multiple of this go in blocks of just as many elements, so that one code serves all
     their sizes; blocks are dealt many at a time, so that small ones cost nothing."""
-    block_flops: int = 1 << 19
-    """The same for contractions (5 microseconds)."""
+    block_flops: int = 1 << 18
+    """The same for contractions (2.5 microseconds)."""
     blocks: int = 24
     """As many blocks of a contraction balance up to eight threads."""
     heavy: int = 6
