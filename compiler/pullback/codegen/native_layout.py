@@ -27,8 +27,8 @@ class Row:
     # LOOP: set counter `level` to `start`.  NEXT: add `step`; go back to `target` unless it is `end`.
     LEVEL, START, STEP, END, TARGET = 8, 16, 24, 32, 40
     SIZE = 64
-    # a call: number of its kernel, offset of its arguments, its first portion in the launch, its portions, the blocks of
-    # one portion, all its blocks
+    # a call: number of its kernel, offset of its arguments, its first portion in the launch, its portions, the
+    # blocks of one portion, all its blocks
     KERNEL, ARGUMENTS, FIRST, CALL_PORTIONS, GRAIN, BLOCKS = 0, 8, 16, 24, 32, 40
     CALL_SIZE = 48
 

@@ -6,7 +6,7 @@ from .kernel import Apply, Kernel, Loop, Stmt, Store, Tile, exprs, walk_expr
 from .scalars import SCALARS
 
 NANOSECONDS = 0.018
-"""For one vectorised multiply-add, by element, on a core with AVX-512; everything else in proportion (`Scalar.cost`)."""
+"""For one element of a vectorised multiply-add on a core with AVX-512; the rest in proportion (`Scalar.cost`)."""
 
 _TRIANGLE = 16  # taken for an extent that depends on outer axes
 
