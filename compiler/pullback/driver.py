@@ -90,11 +90,18 @@ class Build:
             return {i: watch(r) for i, r in regions.items()} if self.options.watch_nan else regions
 
     @cached_property
-    def plans(self) -> dict[str, Plan]:
+    def _planned(self) -> dict[str, Plan]:
         """isa -> plan: what differs among instruction sets is how kernels are scheduled and cut into blocks."""
         regions = self.regions
         with self._stage("schedule and plan"):
             return {t.isa: self._plan(t, regions) for t in self.targets}
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plans, verified."""
+        for plan in self._planned.values():
+            verify_plan(plan)
+        return self._planned
 
     def _plan(self, target: Target, regions: dict[int, Region]) -> Plan:
         def scheduled(kernel: Kernel) -> Kernel:
@@ -104,14 +111,12 @@ class Build:
             return after
 
         scratch = (lambda k: 0) if target.is_gpu else (lambda k: cpu.scratch_layout(k)[1])
-        plan = make_plan(self.optimized, regions, Kernels(scheduled, scratch))
-        verify_plan(plan)
-        return plan
+        return make_plan(self.optimized, regions, Kernels(scheduled, scratch))
 
     @cached_property
     def llvm(self) -> dict[str, str]:
         """isa -> the module with all kernels of that instruction set."""
-        plans = self.plans
+        plans = self._planned
         with self._stage("emit"):
             return {t.isa: _module(plans[t.isa], t) for t in self.targets}
 
@@ -148,13 +153,14 @@ class Build:
             raise BuildError(
                 f"--target {self.options.target}: artifacts hold no GPU code yet; `inspect --stage ptx` shows it"
             )
-        plans, _ = self.plans, self.llvm
+        _ = self.llvm  # the stages before, in this thread
         with ThreadPoolExecutor(1) as aside:  # LLVM runs without the interpreter's lock
-            text = aside.submit(program_text, self.traced)
+            text, plans = aside.submit(program_text, self.traced), aside.submit(lambda: self.plans)
             objects = self.objects
         with self._stage("link"):
             native, options = self.cache.find("native module", native_object), self.options.content()
-            return artifact_bytes(self.optimized, plans, self.targets, objects, native, options, text.result())
+            made = self.optimized, plans.result(), self.targets, objects, native, options, text.result()
+            return artifact_bytes(*made)
 
 
 def _module(plan: Plan, target: Target) -> str:
