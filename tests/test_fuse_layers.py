@@ -60,6 +60,16 @@ class Silu(nn.Module):
         return x + nn.silu(self.linear(x)) * 0.5
 
 
+class Dropped(nn.Module):
+    def __init__(self):
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.dropout = nn.Dropout(0.1)
+
+    def __call__(self, x):
+        return x + self.dropout(nn.gelu(self.linear(self.norm(x))))
+
+
 def build(layer, depth: int) -> Build:
     model = nn.Sequential(*[layer() for _ in range(depth)])
     optimizer = optim.Adam(model, lr=1e-3)
@@ -77,7 +87,7 @@ def train(layer, depth: int) -> Region:
     return build(layer, depth).regions[0]
 
 
-@pytest.mark.parametrize("layer", [PreNorm, PostNorm, TwoProducts, Gated, Silu])
+@pytest.mark.parametrize("layer", [PreNorm, PostNorm, TwoProducts, Gated, Silu, Dropped])
 def test_kernels_do_not_grow_with_depth(layer):
     few, more, most = (train(layer, depth) for depth in (4, 9, 14))
     assert distinct(few) == distinct(more) == distinct(most)

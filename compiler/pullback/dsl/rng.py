@@ -6,16 +6,21 @@ wherever and whenever it is computed, and another one at the next step.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..graph.types import DType, f32
 from . import random as keyed
+from .creation import asarray
 from .tensor import Tensor
 from .trace import require
 
 
 def _key() -> tuple[Tensor, Tensor, int]:
+    """The place goes into the key, as data: so all draws of one shape can share a kernel."""
     trace = require("random numbers are drawn")
     scope = trace.scope
-    return Tensor(trace.read(scope.seed)), Tensor(trace.read(scope.rng_step)), trace.next_stream()
+    place = asarray(np.array([trace.next_stream(), 0], "<u4"))
+    return Tensor(trace.read(scope.seed)) ^ place, Tensor(trace.read(scope.rng_step)), 0
 
 
 def uniform(shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: DType = f32) -> Tensor:
