@@ -122,7 +122,7 @@ class SettingBuild(Build):
         return self.plan_with(lambda k: schedule(k, self.setting.target, self.setting.limits))
 
     @property
-    def plans(self) -> dict[str, Plan]:
+    def _planned(self) -> dict[str, Plan]:
         return {self.setting.target.isa: self.plan}
 
     @property
