@@ -226,3 +226,9 @@ def test_a_crash_is_a_failure_and_not_the_end():
 
     assert isolated(crash) == "the process ended with status -9"
     assert isolated(lambda: 1) == 1
+
+
+def test_a_contraction_whose_operands_no_panel_holds():
+    """Seed 900278: a product with an axis of one element on either side, which refused to build for AVX2."""
+    texts, _ = run_batch(range(900272, 900288), shrinking=False)
+    assert not texts, "\n".join(texts)

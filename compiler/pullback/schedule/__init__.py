@@ -55,7 +55,13 @@ def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: L
     """A kernel with one outermost statement, or whose statements run one after the other."""
     if target.is_gpu:
         return schedule_gpu(kernel, target, family(kernel), fixed)
-    return _FAMILIES[family(kernel)](kernel, target, fixed, limits)
+    kind = family(kernel)
+    try:
+        return _FAMILIES[kind](kernel, target, fixed, limits)
+    except ScheduleError:
+        if kind != "contraction":
+            raise
+        return schedule_map(kernel, target, fixed, limits)  # no panel holds its operands: the same sums by columns
 
 
 _FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}
