@@ -3,11 +3,14 @@
 import ctypes
 import io
 import json
+import os
 import random
 import shutil
 import struct
 import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import artifact_by_hand as hand
 import numpy as np
@@ -283,3 +286,33 @@ def test_manifest_says_everything(path):
     call = level.call(0, 0, 0)
     assert (call.label, call.file, call.line, call.sites) == ("take", "model.py", 12, ("index of take(table, i)",))
     assert parse_manifest(m.to_json()) == m
+
+
+# ---- processors -----------------------------------------------------------------------------------------
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_workers_stay_off_the_callers_processor(path):
+    """Else a system that packs threads onto few processors puts a woken worker behind the thread that woke it."""
+
+    def processor() -> int:
+        return int(Path("/proc/thread-self/stat").read_text().rsplit(")", 1)[1].split()[36])
+
+    allowed, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
+    program = rt.load(path, threads=2)
+    arrays = {"x": np.ones(N, np.float32), "i": np.zeros(N, np.int32)}
+    program.train(**arrays)
+    (worker,) = (int(t) for t in set(os.listdir("/proc/self/task")) - before)
+    try:
+        for cpu in sorted(allowed)[:2]:
+            os.sched_setaffinity(0, {cpu})  # go there
+            os.sched_setaffinity(0, allowed)
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                time.sleep(0.005)  # the worker falls asleep, so the next step wakes it
+                here = processor()
+                program.train(**arrays)
+                if here == processor() and os.sched_getaffinity(worker) == allowed - {here}:
+                    break
+            else:
+                pytest.fail(f"the caller runs on {here}, its worker may run on {os.sched_getaffinity(worker)}")
+    finally:
+        os.sched_setaffinity(0, allowed)

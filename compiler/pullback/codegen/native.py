@@ -11,6 +11,10 @@ launch is (its row, portions, chunk) is written before the word is published, an
 launch before it is done.  So what a worker read between loading the word and claiming by it belongs to that
 word: were it stale, the claim would fail.
 
+*Processors*: workers stay off the processor on which the step's caller runs.  Left to itself a kernel may put a
+woken worker behind the thread that woke it (to save power, or to keep it near the data), and there it waits until
+that one has done all the work alone.
+
 *Memory*: the caller owns context, state, arena and scratch.  Workers and the step in progress live in a *pool*,
 pages of the library's own, one for each open context, of which all but the first are wiped on fork: a child sees
 a pool without workers and starts its own when it first needs them.
@@ -32,6 +36,9 @@ from .native_builder import Function, Value
 from .native_layout import Context, Control, Op, Record, Row, Status
 from .target import Target
 
+_AFFINITY = 128
+"""Bytes of a set of processors: 1024 of them."""
+
 
 @cache
 def native_module(triple: str = "x86_64-unknown-linux-gnu") -> str:
@@ -45,6 +52,7 @@ def native_module(triple: str = "x86_64-unknown-linux-gnu") -> str:
         advance(),
         run_range(),
         wake(),
+        part(),
         proceed(),
         work(),
         worker(),
@@ -196,6 +204,35 @@ def wake() -> Function:
     return f
 
 
+def part() -> Function:
+    """Keep the workers off the caller's processor, if the caller may run on others too.  The caller calls it."""
+    f = Function("void", "part", "ptr control", attributes="#1")
+    control = f["control"]
+    here, mask = f.space(8), f.space(_AFFINITY)
+    here.store(0)
+    f.syscall(native_system.GETCPU, here, 0, 0)
+    cpu = here.load("i32").to("i64")
+    with f.when((control + Control.APART).load() == cpu + 1):
+        f.ret()
+    nbytes = f.syscall(native_system.SCHED_GETAFFINITY, 0, _AFFINITY, mask)
+    with f.when((nbytes > _AFFINITY) | (cpu >= nbytes << 3)):  # an error, or more processors than the mask has
+        f.ret()
+    word = mask + ((cpu >> 6) << 3)
+    word.store(word.load() & ((f.operand(1, "i64") << (cpu & 63)) ^ -1))
+    others, missing = f.variable("i64", 0), f.variable("i64", 0)
+    with f.count_to(0, nbytes >> 3) as i:
+        others.set(others.get() | (mask + (i << 3)).load())
+    with f.when(others.get() != 0), f.count_to(1, (control + Control.STARTED).load()) as i:
+        thread = (control + Control.RECORDS + i * Record.SIZE + Record.THREAD).load(order="monotonic")
+        with f.when(thread == 0):  # it has not run yet
+            missing.set(1)
+        with f.when(thread != 0):
+            f.syscall(native_system.SCHED_SETAFFINITY, thread, nbytes, mask)
+    (control + Control.APART).store(f.select(missing.get() == 0, cpu + 1, 0))
+    f.ret()
+    return f
+
+
 def proceed() -> Function:
     """Start the next launch that has work for several workers; run smaller ones here, without publishing them."""
     f = Function("void", "proceed", "ptr control, i64 worker")
@@ -219,6 +256,8 @@ def proceed() -> Function:
         (control + Control.DONE).store(0, order="monotonic")
         (control + Control.WORD).exchange(number | blocks, "seq_cst")
         with f.when((control + Control.SLEEPERS).load("i32", "seq_cst") != 0):
+            with f.when(f["worker"] == 0):
+                f.call("void", "part", control)
             f.call("void", "wake", control, (blocks - 1) // chunk)
         f.ret()
     return f
@@ -268,6 +307,7 @@ def work() -> Function:
 def worker() -> Function:
     """The body of a worker thread.  Its argument is its record, which knows its number and its pool."""
     f = Function("ptr", "worker", "ptr record")
+    (f["record"] + Record.THREAD).store(f.syscall(native_system.GETTID), order="monotonic")
     f.call("void", "work", (f["record"] + Record.POOL).load("ptr"), (f["record"] + Record.WORKER).load())
     f.ret(f.null())
     return f

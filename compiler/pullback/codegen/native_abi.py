@@ -176,6 +176,7 @@ def start_workers() -> Function:
         record = control + Control.RECORDS + i * Record.SIZE
         (record + Record.WORKER).store(i)
         (record + Record.POOL).store(control, "ptr")
+        (record + Record.THREAD).store(0)
         failed = f.call(
             "i32", "pthread_create", control + Control.THREADS + (i << 3), f.null(), f.symbol("worker"), record,
             types="ptr ptr ptr ptr",
@@ -184,6 +185,7 @@ def start_workers() -> Function:
             f.stop()
         started.set(started.get() + 1)
     f.syscall(system.SIGPROCMASK, 2, old, 0, 8)
+    (control + Control.APART).store(0)
     (control + Control.STARTED).store(started.get())
     f.ret()
     return f

@@ -47,6 +47,9 @@ class Value:
     def __or__(self, other: Value | int) -> Value:
         return self._binary("or", other)
 
+    def __xor__(self, other: Value | int) -> Value:
+        return self._binary("xor", other)
+
     def __lshift__(self, other: Value | int) -> Value:
         return self._binary("shl", other)
 
@@ -192,8 +195,8 @@ class Function:
         return self.emit(result, f"call {result} {target}({values})")
 
     def syscall(self, number: int, *args: Value | int) -> Value:
-        values = ", ".join(str(self.operand(a, "i64")) for a in args)
-        return self.emit("i64", f"call i64 (i64, ...) @syscall(i64 {number}, {values})")
+        values = ", ".join(str(self.operand(a, "i64")) for a in (number, *args))
+        return self.emit("i64", f"call i64 (i64, ...) @syscall({values})")
 
     def select(self, condition: Value, a: Value | int, b: Value | int, type: str = "i64") -> Value:
         return self.emit(type, f"select {condition}, {self.operand(a, type)}, {self.operand(b, type)}")

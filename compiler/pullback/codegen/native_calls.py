@@ -44,6 +44,8 @@ def execute() -> Function:
         with f.when((control + Control.STARTED).load() == 0):
             f.call("void", "start_workers", control, threads)
         with f.when((control + Control.STARTED).load() > 1):
+            with f.when((control + Control.APART).load() == 0):
+                f.call("void", "part", control)
             (control + Control.END).store(-1, order="monotonic")
             f.call("void", "proceed", control, 0)
             f.call("void", "work", control, 0)

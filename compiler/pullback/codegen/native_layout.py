@@ -67,9 +67,9 @@ class Status:
 
 
 class Record:
-    """A worker's record: its first failure in this launch, its number, its pool's control page."""
+    """A worker's record: its first failure in this launch, its number, its pool's control page, its thread."""
 
-    CODE, SITE, VALUE, WORKER, POOL = range(0, 40, 8)
+    CODE, SITE, VALUE, WORKER, POOL, THREAD = range(0, 48, 8)
     SIZE = 64
 
 
@@ -119,6 +119,6 @@ class Control:
     CONTEXT, BASES, STATUS, POSITION, COMMITTED, COUNT = range(256, 304, 8)
     LOOPS = 320
     TABLES, KERNELS, SCRATCH, SCRATCH_SIZE = range(384, 416, 8)
-    LOCK, FAILURE_LOCK, QUIT, STARTED = 448, 452, 456, 464
+    LOCK, FAILURE_LOCK, QUIT, STARTED, APART = 448, 452, 456, 464, 472
     THREADS = 1024
     RECORDS = 4096

@@ -10,7 +10,8 @@ from pullback_runtime.format import FEATURES
 
 from .native_builder import Function, Value
 
-FUTEX, MMAP, MADVISE, SIGPROCMASK, SCHED_GETAFFINITY = 202, 9, 28, 14, 204
+FUTEX, MMAP, MADVISE, SIGPROCMASK = 202, 9, 28, 14
+GETTID, SCHED_SETAFFINITY, SCHED_GETAFFINITY, GETCPU = 186, 203, 204, 309
 WAIT, WAKE = 128, 129
 """Futex operations, private to the process."""
 
