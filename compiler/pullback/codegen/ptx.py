@@ -32,7 +32,17 @@ from .cpu import symbol
 from .target import Target
 from .threads import ThreadEmitter, threads_of
 
-__all__ = ["call_number", "emit_kernel", "gpu_target", "launch_shape", "loop_symbol", "module", "symbol"]
+__all__ = [
+    "call_number",
+    "emit_kernel",
+    "gpu_target",
+    "launch_shape",
+    "loop_symbol",
+    "module",
+    "shared_bytes",
+    "symbol",
+    "tensor_maps",
+]
 
 TRIPLE = "nvptx64-nvidia-cuda"
 LAYOUT = "e-p6:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
@@ -102,6 +112,17 @@ def call_number(number: int, committed: bool) -> int:
 def launch_shape(kernel: Kernel) -> tuple[int, int]:
     """(blocks, threads of each)."""
     return kernel.blocks, threads_of(kernel)
+
+
+def shared_bytes(kernel: Kernel) -> int:
+    """Dynamic shared memory of a block, in bytes, for its launch; arrays of at most 48 KiB are static."""
+    return 0
+
+
+def tensor_maps(kernel: Kernel) -> tuple[dict[str, object], ...]:
+    """What the runtime must encode for the kernel's bulk copies, in the order of its arguments after `call`: the fields
+    of `pullback_runtime.format.TensorMap`."""
+    return ()
 
 
 def loop_symbol(key: str, target: Target) -> str:
