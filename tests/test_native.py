@@ -25,8 +25,9 @@ from pullback.codegen.native import native_module, native_object
 from pullback.codegen.target import cpu_target
 from pullback.errors import BuildError
 from pullback.kernel.plan import Repeat
-from pullback_runtime import format, library
-from pullback_runtime.format import FEATURES, SECTION, check_machine, parse_manifest, read_manifest, read_section
+from pullback_runtime import library, sections
+from pullback_runtime.format import FEATURES, SECTION, check_machine, parse_manifest, read_manifest
+from pullback_runtime.sections import read_section
 
 N = hand.N
 
@@ -206,7 +207,7 @@ def test_damaged_files_give_clear_errors(path, tmp_path):
             where = rng.choice([rng.randrange(64), rng.randrange(start, len(good))])
             raw[where] = rng.randrange(256)
         try:
-            machine, manifest = format._read_section(format._File(io.BytesIO(raw), "bad.so"), SECTION)
+            machine, manifest = sections._read_section(sections._File(io.BytesIO(raw), "bad.so"), SECTION)
             parse_manifest(manifest, "bad.so", machine)
         except rt.ArtifactError as e:
             assert str(e).startswith("bad.so: ")
@@ -261,7 +262,7 @@ def test_foreign_files_are_refused(path, tmp_path):
 def test_other_versions_and_machines_are_refused(path, tmp_path):
     _, good = read_section(path, SECTION)
     raw = json.loads(good)
-    with pytest.raises(rt.ArtifactError, match="format version 99, but this runtime reads version 1"):
+    with pytest.raises(rt.ArtifactError, match="format version 99, but this runtime reads version 2"):
         parse_manifest(json.dumps({**raw, "version": 99}).encode())
     with pytest.raises(rt.ArtifactError, match="code for x86_64, but the manifest says aarch64"):
         parse_manifest(json.dumps({**raw, "machine": "aarch64"}).encode(), "a.so", "x86_64")

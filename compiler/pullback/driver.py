@@ -140,7 +140,7 @@ class Build:
     def objects(self) -> list[bytes]:
         texts = self.llvm
         with self._stage("llvm"):
-            return [self._compiled(texts[t.isa], t) for t in self.targets]
+            return [self._compiled(texts[t.isa], t) for t in self.targets if not t.is_gpu]
 
     def _compiled(self, text: str, target: Target) -> bytes:
         return self.cache.find((text, target), lambda: compile_module(text, target))
@@ -149,18 +149,14 @@ class Build:
     @collector_paused()
     def artifact(self) -> bytes:
         """The bytes of the `.so`."""
-        if any(t.is_gpu for t in self.targets):
-            raise BuildError(
-                f"--target {self.options.target}: artifacts hold no GPU code yet; `inspect --stage ptx` shows it"
-            )
         _ = self.llvm  # the stages before, in this thread
         with ThreadPoolExecutor(1) as aside:  # LLVM runs without the interpreter's lock
             text, plans = aside.submit(program_text, self.traced), aside.submit(lambda: self.plans)
-            objects = self.objects
+            objects, ptx = self.objects, self.ptx
         with self._stage("link"):
-            native, options = self.cache.find("native module", native_object), self.options.content()
-            made = self.optimized, plans.result(), self.targets, objects, native, options, text.result()
-            return artifact_bytes(*made)
+            native = self.cache.find("native module", native_object) if objects else b""
+            made = self.optimized, plans.result(), self.targets, objects, native, self.options.content(), text.result()
+            return artifact_bytes(*made, ptx)
 
 
 def _module(plan: Plan, target: Target) -> str:
@@ -171,8 +167,8 @@ def _module(plan: Plan, target: Target) -> str:
 
 def targets_of(options: Options) -> tuple[Target, ...]:
     """The machines that options name."""
-
-    kinds, cpus, gpus = ([n.strip() for n in x.split(",")] for x in (options.target, options.cpu, options.gpu))
+    lists = (options.target, options.cpu, options.gpu)
+    kinds, cpus, gpus = (list(dict.fromkeys(n.strip() for n in x.split(","))) for x in lists)
     if unknown := set(kinds) - {"cpu", "cuda"}:
         raise BuildError(f"--target {min(unknown)}: expected cpu, cuda or cpu,cuda")
     targets = [cpu_target(n) for n in cpus] if "cpu" in kinds else []

@@ -10,22 +10,24 @@ import hashlib
 import json
 import os
 import platform
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from .errors import ArtifactError
+from .sections import read_section
 
-VERSION = 1
+VERSION = 2
 """Of the manifest and the C ABI.  A runtime reads artifacts of its own version only."""
 
 SECTION = ".pullback.manifest"
 PROGRAM_SECTION = ".pullback.program"
 """The traced program, for the compiler's `inspect`; the runtime has no use for it."""
 
-MACHINES = {62: "x86_64", 183: "aarch64"}
-"""ELF machine number -> what `platform.machine()` says."""
+PTX_SECTION = ".pullback.ptx."
+"""Followed by a GPU's name: the text of its kernels, compressed by zlib."""
+
+CONSTANTS_SECTION = ".pullback.constants"
 
 FEATURES = (
     "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16",
@@ -120,8 +122,62 @@ class Level:
     launches: list
 
     def call(self, function: int, launch: int, call: int) -> Call:
-        *rest, sites = self.launches[function][launch][call]
-        return Call(*rest, tuple(sites))
+        return _call(self.launches, function, launch, call)
+
+
+def _call(launches: list, function: int, launch: int, call: int) -> Call:
+    *rest, sites = launches[function][launch][call]
+    return Call(*rest, tuple(sites))
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """Boxes of a parameter's memory, which a kernel's bulk copies move (`cuTensorMapEncodeTiled`): `offset` in bytes
+    from the parameter's address; `shape`, `strides` (bytes) and `box` slowest first; `swizzle` 0, 32, 64 or 128."""
+
+    parameter: int
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """How a kernel is launched: `threads` of a block, `shared` bytes of dynamic shared memory.  Its arguments are
+    pointers to its parameters, the status record, the number of the call, then its tensor maps."""
+
+    symbol: str
+    threads: int
+    shared: int
+    maps: tuple[TensorMap, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Code for one architecture, PTX of version `ptx` in a section of its own.
+
+    `steps[f]` are the steps of function f, the first `commits[f]` of which come before its first write to state:
+
+        ["launch", [kernel, blocks, [base, offset, stride, ...], ...], ...]     calls, with a place for each parameter
+        ["repeat", count, reverse, step, ...]
+
+    Bases are 0 the arena, 1 the state, 2 the constants, then the inputs, then the outputs; offsets and strides (one
+    for each loop around the launch) are bytes.  `launches` is as in `Level`, in the order of `steps`.
+    """
+
+    name: str
+    ptx: str
+    arena: int
+    kernels: tuple[GpuKernel, ...]
+    commits: tuple[int, ...]
+    steps: list
+    launches: list
+
+    def call(self, function: int, launch: int, call: int) -> Call:
+        return _call(self.launches, function, launch, call)
 
 
 @dataclass(frozen=True)
@@ -135,6 +191,7 @@ class Manifest:
     state: tuple[StateEntry, ...]
     state_bytes: int
     levels: tuple[Level, ...]
+    gpus: tuple[Gpu, ...] = ()
     options: dict[str, object] = field(default_factory=dict)
     version: int = VERSION
 
@@ -223,6 +280,7 @@ def _manifest(raw: dict) -> Manifest:
         state=tuple(_state(s) for s in raw["state"]),
         state_bytes=_size(raw["state_bytes"]),
         levels=tuple(_level(x) for x in raw["levels"]),
+        gpus=tuple(_gpu(g, len(raw["functions"])) for g in raw["gpus"]),
         options=dict(raw["options"]),
     )
     for s in manifest.state:
@@ -264,6 +322,24 @@ def _level(x: dict) -> Level:
     return Level(_str(x["name"]), _str(x["cpu"]), features, _size(x["arena"]), _size(x["scratch"]), launches)
 
 
+def _gpu(g: dict, functions: int) -> Gpu:
+    kernels = tuple(
+        GpuKernel(_str(k["symbol"]), _size(k["threads"]), _size(k["shared"]), tuple(map(_tensor_map, k["maps"])))
+        for k in g["kernels"]
+    )
+    commits, steps, launches = _sizes(g["commits"]), g["steps"], g["launches"]
+    if not len(commits) == len(steps) == len(launches) == functions:
+        raise ValueError(f"GPU {g['name']}: steps for another number of functions")
+    return Gpu(_str(g["name"]), _str(g["ptx"]), _size(g["arena"]), kernels, commits, steps, launches)
+
+
+def _tensor_map(m: dict) -> TensorMap:
+    shape, strides, box = (_sizes(m[n]) for n in ("shape", "strides", "box"))
+    return TensorMap(
+        _size(m["parameter"]), _size(m["offset"]), _dtype(m["dtype"]), shape, strides, box, _size(m["swizzle"])
+    )
+
+
 def _str(x) -> str:
     if not isinstance(x, str):
         raise TypeError(f"expected text, got {x!r}")
@@ -284,48 +360,3 @@ def _dtype(x) -> str:
     if x not in ITEM_SIZE:
         raise ValueError(f"unknown element type {x!r}")
     return x
-
-
-def read_section(path: str | os.PathLike, name: str) -> tuple[str, bytes]:
-    """(machine, content) of one section of a shared library, with every offset checked before it is used."""
-    path = os.fspath(path)
-    try:
-        with open(path, "rb") as f:
-            return _read_section(_File(f, path), name)
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise ArtifactError(f"{path}: cannot be read ({e.strerror})") from e
-
-
-class _File:
-    def __init__(self, f, path: str):
-        self.f, self.path = f, path
-        self.size = f.seek(0, os.SEEK_END)
-
-    def bytes(self, offset: int, count: int) -> bytes:
-        if offset + count > self.size:
-            raise ArtifactError(f"{self.path}: truncated: it ends at byte {self.size}, {offset + count} are needed")
-        self.f.seek(offset)
-        return self.f.read(count)
-
-
-def _read_section(file: _File, name: str) -> tuple[str, bytes]:
-    path = file.path
-    if file.size < 64 or file.bytes(0, 6) != b"\x7fELF\x02\x01":
-        raise ArtifactError(f"{path}: not a Pullback artifact (no 64-bit ELF file)")
-    header = file.bytes(0, 64)
-    kind, number = struct.unpack_from("<HH", header, 16)
-    machine = MACHINES.get(number, f"machine {number}")
-    if kind != 3:
-        raise ArtifactError(f"{path}: not a Pullback artifact (an ELF file, but no shared library)")
-    (start,) = struct.unpack_from("<Q", header, 40)
-    entry, count, strings = struct.unpack_from("<HHH", header, 58)
-    if entry != 64 or strings >= count:
-        raise ArtifactError(f"{path}: not a Pullback artifact (no table of sections)")
-    table = list(struct.iter_unpack("<IIQQQQIIQQ", file.bytes(start, 64 * count)))
-    names = file.bytes(table[strings][4], min(table[strings][5], 1 << 20))
-    for at, type, _, _, offset, size, *_ in table:
-        if type == 1 and names[at : names.find(b"\0", at)] == name.encode():
-            return machine, file.bytes(offset, size)
-    raise ArtifactError(f"{path}: not a Pullback artifact (a shared library without section {name})")

@@ -11,7 +11,8 @@ import os
 import zlib
 from dataclasses import fields, replace
 
-from pullback_runtime.format import PROGRAM_SECTION, Manifest, read_manifest, read_section
+from pullback_runtime.format import PROGRAM_SECTION, Manifest, read_manifest
+from pullback_runtime.sections import read_section
 
 from ..config import Options
 from ..errors import BuildError, PullbackError

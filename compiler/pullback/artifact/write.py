@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 
 from pullback_runtime import format
@@ -14,8 +15,9 @@ from ..codegen.native_layout import Level
 from ..codegen.target import Target
 from ..errors import BuildError
 from ..graph import program as ir
-from ..kernel.plan import Launch, Plan
+from ..kernel.plan import Plan
 from .elf import Data, link
+from .gpu import gpu_entry, launch_names
 from .tables import Tables, pack_tables, plan_arena, plan_scratch
 
 # What each level of the psABI requires, by LLVM's names (AMD64 psABI, section 3.1.1).
@@ -33,30 +35,45 @@ def artifact_bytes(
     native_object: bytes,
     options: Mapping[str, object] | None = None,
     text: bytes = b"",
+    ptx: Mapping[str, str] | None = None,
 ) -> bytes:
     """Link an artifact.
 
-    `plans`: isa -> plan, one for each of `targets` (best last), all with the same functions and state.
+    `plans`: isa -> plan, one for each of `targets` (processors, best last, then GPUs), all with the same functions
+    and state.
     `kernel_objects`: object code that defines `codegen.cpu.symbol(key, target)` for each plan's kernels.
     `native_object`: `codegen.native.native_module()` compiled for the lowest x86-64.
     `text`: the program in a form that `artifact.reopen` reads, so that every stage can be looked at later.
+    `ptx`: isa -> the kernels of a GPU's plan.
+
+    Without code for a processor the library has no code at all: the runtime reads its sections.
     """
     if not targets:
         raise BuildError("an artifact needs at least one target")
-    first = plans[targets[0].isa]
+    first, ptx = plans[targets[0].isa], ptx or {}
     for t in targets[1:]:
         _check_same(first, plans[t.isa], t.isa)
-    tables = [pack_tables(plans[t.isa]) for t in targets]
-    manifest = make_manifest(program, plans, targets, tables, options or {}).to_json()
+    processors = [t for t in targets if not t.is_gpu]
+    tables = [pack_tables(plans[t.isa]) for t in processors]
+    gpus = tuple(gpu_entry(plans[t.isa], t, ptx[t.isa]) for t in targets if t.is_gpu)
+    manifest = make_manifest(program, first, plans, processors, tables, gpus, options or {}).to_json()
     data = [
         Data(format.SECTION, "pb_manifest_data", manifest, end_symbol="pb_manifest_end"),
-        Data(".pullback.constants", "pb_constants", first.constants or b"\0"),
-        Data(".pullback.level_count", "pb_level_count", struct.pack("<q", len(targets))),
+        Data(format.CONSTANTS_SECTION, "pb_constants", first.constants or b"\0"),
     ]
     if text:
         data.append(Data(format.PROGRAM_SECTION, "pb_program_text", text))
-    rows, pointers = b"", []
-    for i, (t, table) in enumerate(zip(targets, tables, strict=True)):
+    for g in gpus:
+        data.append(Data(format.PTX_SECTION + g.name, f"pb_ptx.{g.name}", zlib.compress(ptx[g.name].encode(), 6)))
+    if not processors:
+        return link([], [], data)
+    return link([*kernel_objects, native_object], EXPORTS, [*data, *_levels(processors, tables)])
+
+
+def _levels(processors: Sequence[Target], tables: Sequence[Tables]) -> list[Data]:
+    """What the native module finds its instruction sets by."""
+    data, rows, pointers = [], b"", []
+    for i, (t, table) in enumerate(zip(processors, tables, strict=True)):
         tables_name, kernels_name = f"pb_tables.{t.isa}", f"pb_kernels.{t.isa}"
         addresses = tuple((8 * k, symbol(key, t)) for k, key in enumerate(table.kernels))
         data.append(Data(f".pullback.tables.{t.isa}", tables_name, table.data))
@@ -67,7 +84,8 @@ def artifact_bytes(
         pointers.append((i * Level.SIZE + Level.TABLES, tables_name))
         pointers.append((i * Level.SIZE + Level.KERNELS, kernels_name))
     data.append(Data(".pullback.levels", "pb_levels", rows, pointers=tuple(pointers)))
-    return link([*kernel_objects, native_object], EXPORTS, data)
+    data.append(Data(".pullback.level_count", "pb_level_count", struct.pack("<q", len(processors))))
+    return data
 
 
 def required_features(target: Target) -> tuple[str, ...]:
@@ -94,12 +112,14 @@ def _check_same(a: Plan, b: Plan, isa: str) -> None:
 # ---- the manifest ---------------------------------------------------------------------------------------
 def make_manifest(
     program: ir.Program,
+    plan: Plan,
     plans: Mapping[str, Plan],
-    targets: Sequence[Target],
+    processors: Sequence[Target],
     tables: Sequence[Tables],
+    gpus: tuple[format.Gpu, ...],
     options: Mapping[str, object],
 ) -> format.Manifest:
-    plan = plans[targets[0].isa]
+    """`plan`: any of `plans`; functions and state are alike in all."""
     slots = {s.name: s for s in plan.state}
     missing = [n for n in program.states if n not in slots]
     if missing:
@@ -115,9 +135,9 @@ def make_manifest(
     levels = tuple(
         format.Level(
             t.isa, t.cpu, required_features(t), plan_arena(plans[t.isa]), plan_scratch(plans[t.isa]),
-            [[_launch(x) for x in launches] for launches in table.launches],
+            [[launch_names(x) for x in launches] for launches in table.launches],
         )
-        for t, table in zip(targets, tables, strict=True)
+        for t, table in zip(processors, tables, strict=True)
     )  # fmt: skip
     return format.Manifest(
         program.name,
@@ -127,6 +147,7 @@ def make_manifest(
         state,
         plan.state_bytes,
         levels,
+        gpus,
         {**program.options, **options},
     )
 
@@ -145,9 +166,3 @@ def _function(f: ir.Function, outputs) -> format.Function:
         f.loc.file,
         f.loc.line,
     )
-
-
-def _launch(launch: Launch) -> list:
-    return [
-        [c.kernel, c.label, c.loc.file, c.loc.line, c.loc.function, c.loc.gradient, list(c.sites)] for c in launch.calls
-    ]

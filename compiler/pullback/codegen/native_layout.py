@@ -8,7 +8,7 @@ from __future__ import annotations
 MAGIC = 0x6B636162_6C6C7570
 """Marks an open context ("pullback")."""
 
-ABI = 1
+ABI = 2
 MAX_WORKERS = 256
 
 

@@ -251,7 +251,7 @@ def _argument_name(i: int, name: str) -> str:
 
 # ---- what LLVM may see --------------------------------------------------------------------------------------
 _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat
-    masked.load masked.store
+    masked.load masked.store nvvm.fma.rn.ftz.f
     nvvm.read.ptx.sreg.tid.x nvvm.read.ptx.sreg.ctaid.x nvvm.barrier.cta.sync.aligned.all nvvm.bar.warp.sync
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
 _SAFE = frozenset(_SAFE_NAMES.split())

@@ -8,7 +8,8 @@
       return %3
     }
 
-`@1` is a node's tag.  Fields named `dtype` and `shape` that the type says already are not repeated.  Regions
+`@1` is a node's tag.  Fields named `dtype` and `shape` that the type says already are not repeated, and fields that
+have their default are left out.  Regions
 stand below their node, numbered from %0 again.  Large constants are shown by their first values, which does
 not parse; `full=True` writes them whole (base64), and then `parse(print(g))` is `g` again.
 """
@@ -19,7 +20,7 @@ import json
 import re
 from ast import literal_eval
 from base64 import b64decode, b64encode
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 
 import numpy as np
@@ -69,11 +70,18 @@ def _printed_fields(cls: type[Op]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls) if f.name not in region_fields(cls))
 
 
+@cache
+def _defaults(cls: type[Op]) -> dict[str, object]:
+    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
 def _attrs(node: Node, full: bool) -> str:
     out = []
     for name in _printed_fields(type(node.op)):
         value = getattr(node.op, name)
         if name in ("dtype", "shape") and isinstance(node.type, TensorType) and value == getattr(node.type, name):
+            continue
+        if name in (defaults := _defaults(type(node.op))) and value == defaults[name]:
             continue
         text = _data_text(value, node.type, full) if isinstance(value, bytes) else _value_text(value)
         out.append(f" {name}={text}")
@@ -253,7 +261,8 @@ class _Parser:
         for name in _printed_fields(cls):
             if name in ("dtype", "shape") and name not in values:
                 values[name] = getattr(type_, name)
-        if set(values) != {f.name for f in fields(cls)}:
+        known = {f.name for f in fields(cls)}
+        if not known - _defaults(cls).keys() <= set(values) <= known:
             self.at = start
             raise self.fail(f"the attributes {', '.join(f.name for f in fields(cls))}")
         nodes[number] = Node(cls(**values), inputs, type_, loc, int(tag or 0))

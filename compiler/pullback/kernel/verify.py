@@ -256,8 +256,8 @@ class _Verifier:
             raise self.fail(f"{e.fn} of different types: {', '.join(map(str, types))}")
         if types[0].kind not in scalar.kinds:
             raise self.fail(f"{e.fn} is not for {types[0]}")
-        if e.fn == "mulhi" and types[0].bits != 32:
-            raise self.fail(f"mulhi is for u32, got {types[0]}")
+        if scalar.bits not in (0, types[0].compute.bits):
+            raise self.fail(f"{e.fn} is for {scalar.bits} bits, got {types[0]}")
         if e.fn == "bitcast" and types[0].bits != e.dtype.bits:
             raise self.fail(f"bitcast from {types[0]} to {e.dtype}")
         if scalar.result == "bool" and e.dtype.kind != "b":
