@@ -19,6 +19,7 @@ from ..kernel.kernel import (
     Barrier,
     Buffer,
     Checked,
+    Commit,
     Const,
     Expr,
     Kernel,
@@ -27,6 +28,7 @@ from ..kernel.kernel import (
     Stmt,
     Store,
     Tile,
+    Wait,
     exprs,
     loads,
     stores,
@@ -63,12 +65,12 @@ class Emitter(Access):
             elif isinstance(s, Tile):
                 self.tile(s)
             else:
-                self.barrier(s)
+                self.synchronise(s)
 
     def tile(self, s: Tile) -> None:
         tiles.tile(self, s)
 
-    def barrier(self, s: Barrier) -> None:
+    def synchronise(self, s: Barrier | Commit | Wait) -> None:
         raise VerifyError(f"kernel {self.kernel.name}: {type(s).__name__} has no meaning on a CPU")
 
     def loop(self, s: Loop) -> None:

@@ -253,5 +253,8 @@ def _argument_name(i: int, name: str) -> str:
 _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umin umax fptosi.sat fptoui.sat
     masked.load masked.store nvvm.fma.rn.ftz.f
     nvvm.read.ptx.sreg.tid.x nvvm.read.ptx.sreg.ctaid.x nvvm.barrier.cta.sync.aligned.all nvvm.bar.warp.sync
+    nvvm.cp.async.cg.shared.global.16 nvvm.cp.async.ca.shared.global.8 nvvm.cp.async.ca.shared.global.4
+    nvvm.cp.async.cg.shared.global.16.s nvvm.cp.async.ca.shared.global.8.s nvvm.cp.async.ca.shared.global.4.s
+    nvvm.cp.async.commit.group nvvm.cp.async.wait.group
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
 _SAFE = frozenset(_SAFE_NAMES.split())

@@ -11,6 +11,8 @@ else is the CPU's emitter (`emit.py`).  What is different here:
   elements that its own axes choose, so their terms are dropped from addresses.  Where one dimension moves with a
   lane, element e of it belongs to lane e mod 32; an element of another lane comes by a shuffle, which is all that
   a fold over lanes needs.
+* An asynchronous store is a copy that the machine makes on its own (`copies.py`); `Commit` and `Wait` are each
+  thread's own.
 * `Barrier` waits for the threads that share the loops around it: in a warp loop the lanes of the warp, else the
   block.
 """
@@ -27,6 +29,7 @@ from ..kernel.kernel import (
     Affine,
     Barrier,
     Buffer,
+    Commit,
     Index,
     Kernel,
     Load,
@@ -34,11 +37,13 @@ from ..kernel.kernel import (
     Stmt,
     Store,
     Tile,
+    Wait,
     exprs,
     loads,
+    stores,
     written,
 )
-from . import scalar
+from . import copies, scalar
 from .builder import I32, Builder, Value
 from .emit import Emitter
 
@@ -186,6 +191,12 @@ class ThreadEmitter(Emitter):
             self.env[a] = 0 if n == 1 and not first_free else b.zext(v if i == 0 else b.urem(v, n), "i64")
 
     # ---- statements --------------------------------------------------------------------------------------
+    def _facts_of(self, s: Loop) -> tuple[list[str], int, bool]:
+        names, bits, together = super()._facts_of(s)
+        if all(x.asynchronous for x in stores(s.body)):  # nothing is computed: as many as the memory holds
+            bits = max((self.buffers[x.buffer].dtype.bits for x in stores(s.body)), default=32)
+        return names, bits, together
+
     def loop(self, s: Loop) -> None:
         if s.binding not in LEVELS:
             return super().loop(s)
@@ -215,13 +226,18 @@ class ThreadEmitter(Emitter):
             del self.bound[a]
             self.env[a], self.extents[a] = value, extent
 
-    def barrier(self, s: Barrier) -> None:
+    def synchronise(self, s: Barrier | Commit | Wait) -> None:
         b = self.b
-        if "warp" in self.bound.values():
+        if isinstance(s, Commit):
+            b.line("call void @llvm.nvvm.cp.async.commit.group()")
+        elif isinstance(s, Wait):
+            b.line(f"call void @llvm.nvvm.cp.async.wait.group(i32 {s.pending})")
+        elif "warp" in self.bound.values():
             b.line("call void @llvm.nvvm.bar.warp.sync(i32 -1)")
         elif self.threads > 1:
             b.line("call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)")
-        b.touch(self._written)
+        if not isinstance(s, Commit):
+            b.touch(self._written)
 
     def tile(self, s: Tile) -> None:
         self.body(s.body)
@@ -230,6 +246,9 @@ class ThreadEmitter(Emitter):
         """Registers: every thread its own.  Memory: the threads that the loops around choose, else the first."""
         if self.buffers[s.buffer].space in PRIVATE:
             return super().store(s, value)
+        if s.asynchronous:
+            with self._chosen():
+                return copies.copy(self, s)
         if value is None and self.spread and any(self._crosses(x) for x in loads(s.value)):
             self._active(None, None)
             value = self.evaluate(s.value)  # all lanes take part in shuffles

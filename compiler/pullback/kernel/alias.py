@@ -35,7 +35,7 @@ def can_alias(kernel: Kernel, a: str, b: str) -> bool:
                     return False
                 if v.buffer == a:
                     reads.append((at, v.index, path))
-        if s.buffer == a:
+        if s.buffer == a or (s.asynchronous and isinstance(s.value, Load) and s.value.buffer == a):
             return False
         if s.buffer == b:
             writes.append((at, s.index, path))

@@ -152,7 +152,7 @@ class _Writer:
             value = self.expr(s.value)
             where = "" if s.where is None else f" where {self.expr(s.where)}"
             at = f"{self.buffers[s.buffer]}[{self.index(s.index)}|{self.masks(s.masks, s.other)}]"
-            self.out.append(f"{at}={value}{where}")
+            self.out.append(f"{'async ' if s.asynchronous else ''}{at}={value}{where}")
         elif isinstance(s, Loop):
             extent = s.extent if isinstance(s.extent, int) else self.affine(s.extent)
             self.out.append(f"{s.binding} {s.role} {self.axis(s.axis)}<{'*' if s is self.free else extent}")
@@ -165,7 +165,7 @@ class _Writer:
                 self.stmt(c)
             self.out.append("}")
         else:
-            self.out.append("barrier")
+            self.out.append(repr(s))
 
     def expr(self, e: Expr) -> str:
         """The name of the line that holds the expression; equal parts have one line."""

@@ -7,6 +7,8 @@ integer) and are poison again in each iteration of the innermost parallel loop t
 stores with `other='any'` write poison outside of their masks.  Every access that interval arithmetic cannot
 prove inside its buffer is checked, dimension by dimension.
 
+Asynchronous stores go through a queue of groups: an element is poison from its store to the wait that covers it.
+
 A loop whose iterations provably touch different elements runs in lockstep: its axis is then an array
 instead of a number, and numpy does the rest.  The generated text is the same in both cases.
 """
@@ -25,6 +27,7 @@ from .kernel import (
     AxisValue,
     Buffer,
     Checked,
+    Commit,
     Const,
     Expr,
     Index,
@@ -34,6 +37,7 @@ from .kernel import (
     Stmt,
     Store,
     Tile,
+    Wait,
     exprs,
     loads,
     stores,
@@ -143,6 +147,28 @@ def _store(memory, flat, mask, value) -> None:
     memory[flat[mask]] = value[mask]
 
 
+class Flight:
+    """Asynchronous stores on their way to memory: the group that is open, then those that `commit` closed."""
+
+    def __init__(self):
+        self.open: list[tuple] = []
+        self.groups: list[list[tuple]] = []
+
+    def store(self, memory, flat, mask, value, gone) -> None:
+        flat, mask, value = np.broadcast_arrays(flat, mask, value)
+        memory[flat[mask]] = gone
+        self.open.append((memory, flat[mask], value[mask]))
+
+    def commit(self) -> None:
+        self.groups.append(self.open)
+        self.open = []
+
+    def wait(self, pending: int) -> None:
+        while len(self.groups) > pending:
+            for memory, flat, value in self.groups.pop(0):
+                memory[flat] = value
+
+
 _OPERATORS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^",
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -181,6 +207,7 @@ class Evaluator:
         local = [
             np.full(b.size * self.copies[b.name], poison(b.dtype), memory_type(b.dtype)) for b in self.kernel.locals
         ]
+        self.globals["_flight"] = Flight()
         with np.errstate(all="ignore"):
             self.globals["run"](*memory, *local)
 
@@ -196,6 +223,10 @@ class Evaluator:
         elif isinstance(s, Tile):
             for c in s.body:
                 self._stmt(c, depth)
+        elif isinstance(s, Commit):
+            self._line(depth, "_flight.commit()")
+        elif isinstance(s, Wait):
+            self._line(depth, f"_flight.wait({s.pending})")
 
     def _loop(self, s: Loop, depth: int) -> None:
         name = self.axes.setdefault(s.axis, f"a{len(self.axes)}")
@@ -284,6 +315,9 @@ class Evaluator:
             if mask is not None and s.other != "keep":
                 raise PullbackError(f"kernel {self.kernel.name}: a store to {s.buffer} has both `where` and `other`")
             mask, lanes = (predicate, w) if mask is None else (f"({mask}) & {predicate}", lanes or w)
+        if s.asynchronous:
+            gone = self._object(poison(b.dtype))
+            return self._line(depth, f"_flight.store({target}, {flat}, {mask or True}, {value}, {gone})")
         if mask is None:
             return self._line(depth, f"{target}[{flat}] = {value}")
         if lanes:

@@ -132,7 +132,10 @@ Index = Affine | Checked
 @dataclass(frozen=True, slots=True)
 class Store:
     """buffer[index] = value where all masks hold.  Elsewhere `other`: 'keep' the old value, a number to
-    store, or 'any' (nobody reads it; evaluators store NaN).  `where`: a boolean predicate, else keep."""
+    store, or 'any' (nobody reads it; evaluators store NaN).  `where`: a boolean predicate, else keep.
+
+    `asynchronous`: a copy from a parameter that nobody stores to into shared memory, which is on its way from here to
+    the `Wait` that covers it; the element is not to be read, nor stored to, until then."""
 
     buffer: str
     index: tuple[Index, ...]
@@ -140,6 +143,7 @@ class Store:
     masks: tuple[Mask, ...] = ()
     other: float | int | str = "keep"
     where: Expr | None = None
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,19 @@ class Barrier:
     """All threads of the block have come here (GPU)."""
 
 
-Stmt = Store | Loop | Tile | Barrier
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The asynchronous stores since the last one are a group (GPU; it may be empty)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """All groups but the latest `pending` have landed, each thread's own: others see them after a barrier (GPU)."""
+
+    pending: int = 0
+
+
+Stmt = Store | Loop | Tile | Barrier | Commit | Wait
 
 
 # ---- buffers and kernels --------------------------------------------------------------------------------

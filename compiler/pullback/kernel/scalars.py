@@ -3,7 +3,8 @@
 This table is what `Apply.fn` may name; the emitter and `codegen/math.py` implement it, the verifier
 enforces it.  Integer arithmetic wraps; division and remainder floor, as in Python, and give 0 for a zero
 divisor of integers.  maximum and minimum propagate NaN.  `fma` rounds once.  `cast` and `bitcast` take their
-target from `Apply.dtype`.
+target from `Apply.dtype`.  `fma_ftz` and `tf32` are what matrix units do with products of 16-bit floats and
+with f32 operands.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Scalar:
     kinds: str = "fiub"
     result: str = "same"
     cost: int = 1
+    bits: int = 0
+    """Only for arguments of so many bits (0: any)."""
 
 
 def _two_sum(a, b):
@@ -72,6 +75,36 @@ def _halves(x):
     t = x * 134217729.0
     high = t - (t - x)
     return high, x - high
+
+
+LEAST = np.float32(2.0**-126)
+"""The least normal f32."""
+
+
+def _flush(x):
+    """Subnormal numbers as zeros of their sign."""
+    return np.where(np.abs(x) < LEAST, np.copysign(type(LEAST)(0), x), x)
+
+
+def fma_ftz(a, b, c):
+    """fma in f32 without subnormal numbers: those among a, b and c count as zeros, and a result that rounds (to 24
+    bits, whatever its exponent) to less than the least normal number is a zero.  This is each half of VDPBF16PS, and
+    PTX's fma.rn.ftz."""
+    a, b, c = (_flush(np.asarray(x, np.float32)) for x in (a, b, c))
+    wide = a.astype(np.float64) * b  # exact
+    out = wide + c
+    finite = np.isfinite(out)
+    out = np.where(finite, _round_to_odd(*_two_sum(wide, c.astype(np.float64))), out)
+    bits = np.ascontiguousarray(out).view(np.int64)
+    bits = (bits + 0xFFFFFFF + (bits >> 29 & 1)) & ~0x1FFFFFFF
+    return _flush(np.where(finite, bits.view(np.float64), out).reshape(out.shape)).astype(np.float32)[()]
+
+
+def tf32(x):
+    """f32 rounded to 10 bits of mantissa, halves away from zero, as PTX's cvt.rna.tf32."""
+    x = np.asarray(x, np.float32)
+    bits = (np.ascontiguousarray(x).view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(x), x, bits.view(np.float32).reshape(x.shape))[()]
 
 
 def _floordiv(a, b):
@@ -126,6 +159,8 @@ _ALL: list[Scalar] = [
     Scalar("mul", 2, np.multiply, "fiu"),
     Scalar("div", 2, np.divide, "f", cost=8),
     Scalar("fma", 3, fma, "f"),
+    Scalar("fma_ftz", 3, fma_ftz, "f", bits=32),
+    Scalar("tf32", 1, tf32, "f", cost=3, bits=32),
     Scalar("neg", 1, np.negative, "fiu"),
     Scalar("abs", 1, np.abs, "fiu"),
     Scalar("sign", 1, np.sign, "fiu", cost=2),
@@ -177,7 +212,7 @@ _ALL: list[Scalar] = [
     Scalar("not", 1, np.invert, "iub"),
     Scalar("shl", 2, _shift(np.left_shift), "iu"),
     Scalar("shr", 2, _shift(np.right_shift), "iu"),
-    Scalar("mulhi", 2, _mulhi, "u", cost=2),
+    Scalar("mulhi", 2, _mulhi, "u", cost=2, bits=32),
     Scalar("select", 3, np.where, "fiub"),
     Scalar("cast", 1, lambda x: x, "fiub", "cast"),
     Scalar("bitcast", 1, lambda x: x, "fiub", "cast"),

@@ -13,6 +13,7 @@
 A loop prints its binding and its role; `serial` and `parallel` are left out where the other says enough.
 Behind `|` in brackets stand the masks, then `else` and what holds outside of them.  `:f64` after a constant
 or a function gives its type where it is not the usual one.  `let` names an expression that is used twice.
+`async` stands before a store that `wait` waits for.
 Plans: `plan_text.py`.
 """
 
@@ -30,6 +31,7 @@ from .kernel import (
     Barrier,
     Buffer,
     Checked,
+    Commit,
     Const,
     Expr,
     Index,
@@ -40,6 +42,7 @@ from .kernel import (
     Stmt,
     Store,
     Tile,
+    Wait,
     children,
     exprs,
     written,
@@ -94,9 +97,12 @@ def print_stmt(s: Stmt, depth: int = 0) -> list[str]:
             lines.append(f"{pad}let {names[id(e)]} = {text}")
         at = _access(s.buffer, s.index, s.masks, None if s.other == "keep" else s.other, names)
         where = "" if s.where is None else f" where {_expr(s.where, names)}"
-        return [*lines, f"{pad}{at} = {_expr(s.value, names)}{where}"]
-    if isinstance(s, Barrier):
-        return [f"{pad}barrier"]
+        how = "async " if s.asynchronous else ""
+        return [*lines, f"{pad}{how}{at} = {_expr(s.value, names)}{where}"]
+    if isinstance(s, Barrier | Commit):
+        return [f"{pad}{'barrier' if isinstance(s, Barrier) else 'commit'}"]
+    if isinstance(s, Wait):
+        return [f"{pad}wait {s.pending}"]
     head = f"tile {s.name}" if isinstance(s, Tile) else f"{loop_words(s)} {s.axis} < {s.extent}"
     return [pad + head] + [line for c in s.body for line in print_stmt(c, depth + 1)]
 
@@ -397,11 +403,16 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
             continue
         if p.take("barrier"):
             out.append(Barrier())
+        elif p.take("commit"):
+            out.append(Commit())
+        elif p.take("wait"):
+            out.append(Wait(p.integer()))
         elif p.take("let"):
             title = p.kind("name")
             p.need("=")
             lets[title] = p.expr(lets)
         else:
+            asynchronous = p.take("async")
             buffer = p.kind("name", "a statement")
             if buffer not in p.buffers:
                 p.at -= 1
@@ -410,7 +421,7 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
             p.need("=")
             value = p.expr(lets)
             where = p.expr(lets) if p.take("where") else None
-            out.append(Store(buffer, index, value, masks, "keep" if other is None else other, where))
+            out.append(Store(buffer, index, value, masks, "keep" if other is None else other, where, asynchronous))
             lets = {}
         p.end()
         line = next(rest, None)

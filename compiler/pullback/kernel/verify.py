@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
 from .bounds import Range, highest, interval, may_meet, tighten, within
+from .flight import broken_rule
 from .kernel import (
     Affine,
     Apply,
@@ -23,6 +24,7 @@ from .kernel import (
     Barrier,
     Buffer,
     Checked,
+    Commit,
     Const,
     Expr,
     Index,
@@ -33,6 +35,7 @@ from .kernel import (
     Stmt,
     Store,
     Tile,
+    Wait,
     exprs,
     walk,
     walk_expr,
@@ -129,6 +132,9 @@ class _Verifier:
             self.independent(loop, end)
         if self.several:
             self.ranges_apart()
+        if broken := broken_rule(k):
+            self.stmt, reason = broken
+            raise self.fail(reason)
 
     # ---- statements
     def body(self, stmts: Sequence[Stmt], outermost: bool) -> None:
@@ -143,7 +149,7 @@ class _Verifier:
             elif isinstance(s, Tile):
                 check_tile(self, s)
                 self.body(s.body, False)
-            elif not isinstance(s, Barrier):
+            elif not isinstance(s, Barrier | Commit | Wait):
                 raise self.fail(f"no statement: {type(s).__name__}")
 
     def loop(self, s: Loop, outermost: bool) -> None:
@@ -191,6 +197,8 @@ class _Verifier:
             raise self.fail(f"`where` is {s.where.dtype}, expected bool")
         if isinstance(s.other, str) and s.other not in ("keep", "any"):
             raise self.fail(f"outside of masks 'keep', 'any' or a number; got {s.other!r}")
+        if s.asynchronous and b.space != "shared":
+            raise self.fail(f"an asynchronous store goes to shared memory, not to {b.name}")
         if s.where is not None and s.other != "keep":
             raise self.fail("a store with `where` keeps what is there elsewhere")
         self.masks(s.masks)
