@@ -3,7 +3,8 @@
 The numbers of launches to beat:
 * layer norm forward + backward, the cotangent given: 1 row kernel and 1 that adds up the chunks of the scale's and
   bias's gradients (apex's FusedLayerNorm needs 4: forward, backward, and two for the gradients of scale and bias);
-* cross-entropy forward + backward: 1 row kernel and 1 that adds up the rows' losses (Liger's kernel needs the same 2);
+* cross-entropy forward + backward: 1 row kernel and 1 that adds up the rows' losses (Liger's kernel needs the same 2,
+  and 2 before them to count the rows that are not ignored); of many rows parts are counted by 1 more before;
 * linear + gelu forward + backward: 1 product with its epilogue, then the two products of the gradients side by side
   with the bias's chunks, 1 that adds these up: 3 (a hand-written one needs at least the 3 products);
 * AdamW over 50 parameters: 1 for the step counter and its bias corrections, 1 for all updates (torch's fused AdamW
@@ -42,6 +43,7 @@ ROWS, WIDTH, CLASSES, HIDDEN = 256, 384, 1000, 1536
     [
         ("layer_norm", 2, 2 * ROWS * WIDTH * F, 2 * ROWS * WIDTH * F),
         ("cross_entropy", 2, ROWS * CLASSES * F, ROWS * CLASSES * F),
+        ("cross_entropy_of_many", 3, 8 * ROWS * CLASSES * F, 8 * ROWS * CLASSES * F),
         # the pre-activation's gradient is written once and read by both products and the bias's sum
         ("linear_gelu", 3, (3 * ROWS * HIDDEN + HIDDEN * WIDTH * 2 + ROWS * WIDTH * 2 + ROWS * HIDDEN) * F, None),
         ("adamw", 2, 4 * 25 * (64 * 96 + 64) * F, 3 * 25 * (64 * 96 + 64) * F),

@@ -135,8 +135,10 @@ CROSS_ENTROPY = {
     "sum": (LABELS, {"reduction": "sum"}),
     "none": (LABELS, {"reduction": "none"}),
     "smooth": (LABELS, {"label_smoothing": 0.1}),
-    "ignore": (IGNORED, {"ignore_index": -100}),
-    "ignore_none": (IGNORED, {"ignore_index": -100, "reduction": "none"}),
+    "ignore": (IGNORED, {}),
+    "ignore_another": (LABELS, {"ignore_index": 1}),
+    "ignore_all": (np.full(5, -100), {}),
+    "ignore_none": (IGNORED, {"reduction": "none"}),
     "weight": (LABELS, {"weight": WEIGHT}),
     "all": (IGNORED, {"weight": WEIGHT, "ignore_index": -100, "label_smoothing": 0.2}),
     "all_sum": (IGNORED, {"weight": WEIGHT, "ignore_index": -100, "label_smoothing": 0.2, "reduction": "sum"}),
@@ -162,7 +164,22 @@ def test_cross_entropy(name):
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "sum", "ignore", "weight"])
+@pytest.mark.parametrize("rows", [256, 257, 300])
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_cross_entropy_of_many_rows(rows, weight):
+    """The rows that count are counted in each, or in parts first."""
+    target = RNG.integers(-1, 4, rows)
+    options = {"ignore_index": -1, "weight": weight}
+    both(
+        lambda x, t: nn.cross_entropy(x, t, **options),
+        lambda x, t: F.cross_entropy(x, t, **with_weight(options, lambda w: w if w is None else torch.from_numpy(w))),
+        RNG.standard_normal((rows, 4)),
+        target,
+        wrt=[0],
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "sum", "ignore", "ignore_all", "weight"])
 def test_nll_loss(name):
     target, options = CROSS_ENTROPY[name]
     both(
@@ -374,6 +391,12 @@ def init_of(**modules):
     return Interpreter(trace_functions([touch], namespace=modules), seed=3).state
 
 
+def weight_of(parameter):
+    module = nn.Module()
+    module.weight = parameter
+    return init_of(m=module)["m.weight"]
+
+
 def test_initial_values_have_torchs_distributions():
     state = init_of(a=nn.Linear(100, 300), e=nn.Embedding(300, 100, padding_idx=5), n=nn.LayerNorm(7))
     for name in ("a.weight", "a.bias"):
@@ -417,6 +440,49 @@ def test_initialiser(name):
     assert abs(w.std() - std) < 0.03 * std + 1e-7
     if name == "trunc_normal_":
         assert -1.5 <= w.min() < -1.4 and 2.4 < w.max() <= 2.5
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (10, 30), (30, 10), (8, 3, 2, 2)])
+@pytest.mark.parametrize("dtype", [pb.f32, pb.f64, pb.bf16])
+def test_orthogonal(shape, dtype):
+    weight = nn.Parameter(pb.zeros(shape, dtype=dtype))
+    assert nn.init.orthogonal_(weight, gain=2.0) is weight
+    w = weight_of(weight).astype(np.float64).reshape(shape[0], -1)
+    square = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    bound = {pb.f32: 1e-5, pb.f64: 1e-13, pb.bf16: 0.05}[dtype]
+    np.testing.assert_allclose(square, 4 * np.eye(len(square)), atol=bound)
+    assert abs(w.mean()) < 0.25 and (w < 0).any()
+
+
+def test_sparse():
+    layer = nn.Linear(50, 64)
+    nn.init.sparse_(layer.weight, 0.3, std=2.0)
+    w = init_of(m=layer)["m.weight"]
+    zero = w == 0
+    np.testing.assert_array_equal(zero.sum(0), math.ceil(0.3 * 64))
+    assert len({tuple(column) for column in zero.T}) > 30  # each column by itself
+    assert abs(w[~zero].std() - 2) < 0.15 and abs(w.mean()) < 0.15
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((4, 3, 5), 1), ((4, 2, 3, 3), 2), ((6, 4, 2, 3, 4), 3)])
+def test_dirac(shape, groups):
+    weight = nn.Parameter(np.ones(shape, np.float32))
+    nn.init.dirac_(weight, groups)
+    expected = torch.nn.init.dirac_(torch.empty(shape), groups)
+    np.testing.assert_array_equal(weight_of(weight), expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("initialise", "expected"),
+    [
+        (lambda w: nn.init.orthogonal_(w), r"2 or more dimensions, got \[4\]"),
+        (lambda w: nn.init.sparse_(w, 0.5), r"needs a matrix, got \[4\]"),
+        (lambda w: nn.init.dirac_(w), r"3 to 5 dimensions, got \[4\]"),
+    ],
+)
+def test_initialisers_of_other_shapes(initialise, expected):
+    with pytest.raises(pb.ShapeError, match=expected):
+        initialise(nn.Parameter(np.zeros(4)))
 
 
 def test_parameters_of_arrays_and_attribute_writes():

@@ -34,18 +34,18 @@ class Draw:
     name: str
     type: TensorType
 
-    def uniform(self, low: float, high: float) -> Tensor:
-        """The variable's shape and dtype, uniform in [low, high)."""
-        return uniform(*self._key, self.type.shape, low, high, dtype=self.type.dtype)
+    def uniform(self, low: float, high: float, stream: int = 0) -> Tensor:
+        """The variable's shape and dtype, uniform in [low, high); other streams have other numbers."""
+        return uniform(*self._key, stream, self.type.shape, low, high, dtype=self.type.dtype)
 
-    def normal(self, mean: float, std: float) -> Tensor:
-        return normal(*self._key, self.type.shape, mean, std, dtype=self.type.dtype)
+    def normal(self, mean: float, std: float, stream: int = 0) -> Tensor:
+        return normal(*self._key, stream, self.type.shape, mean, std, dtype=self.type.dtype)
 
     @property
-    def _key(self) -> tuple[Tensor, Tensor, int]:
+    def _key(self) -> tuple[Tensor, Tensor]:
         """The name goes into the key, as data: so all variables of one shape are drawn by one kernel."""
         name = np.frombuffer(blake2b(self.name.encode(), digest_size=8).digest(), "<u4")
-        return self.seed ^ asarray(name), full((), 0, dtype=u32), 0
+        return self.seed ^ asarray(name), full((), 0, dtype=u32)
 
     def full(self, value) -> Tensor:
         return full(self.type.shape, value, dtype=self.type.dtype)

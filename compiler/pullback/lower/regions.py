@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ..graph.content import identity
 from ..graph.graph import Graph, Node
 from ..graph.types import TensorType
+from ..ops.elementwise import Select
 from ..ops.indexing import ScatterAdd
 from ..ops.leaf import Input
 from ..ops.scan import Scan
@@ -176,8 +177,13 @@ def _label(nodes: tuple[Node, ...]) -> str:
 def _site(node: Node) -> str:
     """What a check looks at: the indices, named after the input that holds them where it is one."""
     indices = node.inputs[0] if type(node.op) is ScatterAdd else node.inputs[-1]
-    while len(indices.inputs) == 1 and (type(indices.op) in ELEMENTWISE or type(indices.op) in MOVEMENT):
-        indices = indices.inputs[0]
+    while type(indices.op) in ELEMENTWISE or type(indices.op) in MOVEMENT:
+        if type(indices.op) is Select:  # where(valid, index, 0)
+            indices = indices.inputs[1]
+        elif len(indices.inputs) == 1:
+            indices = indices.inputs[0]
+        else:
+            break
     name = f" '{indices.op.label}'" if type(indices.op) is Input else ""
     size = node.op.size if type(node.op) is ScatterAdd else node.inputs[0].shape[node.op.axis]
     return f"index{name} of {node.op.name} at {node.loc} (expected 0 to {size - 1})"

@@ -7,11 +7,14 @@ name, so they are the same on every machine, and differ from torch's.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from ...errors import ShapeError
-from ..array import log, sqrt, where
+from ...graph.types import TensorType
+from ..array import arange, argsort, log, reshape, sqrt, sum, where, zeros
+from ..control import scan
 from ..state import Draw, Init, Variable
 from ..tensor import Tensor
 
@@ -60,6 +63,58 @@ def trunc_normal_(tensor: Variable, mean: float = 0.0, std: float = 1.0, a: floa
     def init(draw: Draw) -> Tensor:
         x = erfinv(draw.uniform(low, high)) * (std * math.sqrt(2.0)) + mean
         return where(x < a, a, where(x > b, b, x))
+
+    return _set(tensor, init)
+
+
+def dirac_(tensor: Variable, groups: int = 1) -> Variable:
+    """Convolutions [out, in / groups, ...] that hand their input on: in each group, output c is input c."""
+    shape = tensor.shape
+    if not 3 <= len(shape) <= 5:
+        raise ShapeError(f"dirac_ needs a weight of 3 to 5 dimensions, got {list(shape)}")
+    if shape[0] % groups:
+        raise ShapeError(f"dirac_: {shape[0]} outputs cannot be dealt out to {groups} groups")
+    values = np.zeros(shape, tensor.dtype.numpy)
+    size = shape[0] // groups
+    for c in range(min(size, shape[1])):
+        values[(slice(c, None, size), c, *(n // 2 for n in shape[2:]))] = 1
+    return array_(tensor, values)
+
+
+def sparse_(tensor: Variable, sparsity: float, std: float = 0.01) -> Variable:
+    """Normal, but in every column of a matrix this share of elements is zero (Martens 2010)."""
+    if len(tensor.shape) != 2:
+        raise ShapeError(f"sparse_ needs a matrix, got {list(tensor.shape)}")
+    zeros = math.ceil(sparsity * tensor.shape[0])
+
+    def init(draw: Draw) -> Tensor:
+        shuffled = argsort(draw.uniform(0.0, 1.0, stream=1), axis=0)  # a permutation of each column's numbers
+        return where(shuffled < zeros, 0.0, draw.normal(0.0, std))
+
+    return _set(tensor, init)
+
+
+def orthogonal_(tensor: Variable, gain: float = 1.0) -> Variable:
+    """A random matrix [rows, the rest] with orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
+
+    Uniform among these: the Q of a normal matrix's QR decomposition, by Gram-Schmidt (twice: Giraud et al. 2005).
+    """
+    if len(tensor.shape) < 2:
+        raise ShapeError(f"orthogonal_ needs 2 or more dimensions, got {list(tensor.shape)}")
+    rows, rest = tensor.shape[0], math.prod(tensor.shape[1:])
+    shape, dtype = (min(rows, rest), max(rows, rest)), tensor.dtype.compute
+
+    def step(q: Tensor, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        k, v = x
+        for _ in range(2):
+            v = v - (q @ v) @ q
+        v = v / sqrt(sum(v * v))
+        return where(reshape(arange(shape[0]) == k, (-1, 1)), v, q), v
+
+    def init(draw: Draw) -> Tensor:
+        vectors = replace(draw, type=TensorType(dtype, shape)).normal(0.0, 1.0)
+        _, q = scan(step, zeros(shape, dtype=dtype), (arange(shape[0]), vectors))
+        return reshape((q if rows <= rest else q.T) * gain, tensor.shape).astype(tensor.dtype)
 
     return _set(tensor, init)
 

@@ -7,9 +7,30 @@ class labels, the input's shape without the class axis (axis 1, or axis 0 of one
 from __future__ import annotations
 
 from ...errors import DTypeError, ShapeError
-from ..array import abs, asarray, broadcast_axes, exp, log, mean, reshape, sum, take, take_along_axis, where
+from ..array import (
+    abs,
+    asarray,
+    broadcast_axes,
+    broadcast_to,
+    exp,
+    log,
+    mean,
+    pad,
+    reshape,
+    sum,
+    take,
+    take_along_axis,
+    where,
+)
 from ..tensor import Tensor
 from .activations import shifted, softplus, spread, sum_out
+
+IGNORED = -100
+"""torch's label of rows that do not count."""
+COUNTED_AGAIN = 256
+"""So many rows may each count which of them are valid; or a fourth of the classes, if that is more."""
+PARTS = 16
+"""Of more rows, so many parts are counted first."""
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:
@@ -76,14 +97,14 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: int | None = IGNORED,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """-log softmax(input)[target]: input [N, C, ...], target class labels [N, ...] or probabilities [N, C, ...].
 
     weight [C]: of each class; the mean is then weighted, as in torch.  ignore_index: rows with this label do not
-    count.  (torch has -100 by default; here a label outside of 0..C-1 is an error unless it is named.)
+    count (None: there are none); every other label outside of 0..C-1 is an error.
     """
     axis = _class_axis("cross_entropy", input, target)
     weight = _class_weight("cross_entropy", weight, input, axis)
@@ -109,14 +130,14 @@ def cross_entropy(
             log_p = spread(total, x.shape, axis) - x
             smooth = sum_out(log_p * broadcast_axes(weight, x.shape, (axis,)), axis) * (1 / classes)
         loss = loss * (1 - label_smoothing) + smooth * label_smoothing
-    return _mean_of_valid(loss, row_weight, valid, reduction)
+    return _mean_of_valid(loss, row_weight, valid, reduction, classes)
 
 
 def nll_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    ignore_index: int | None = None,
+    ignore_index: int | None = IGNORED,
     reduction: str = "mean",
 ) -> Tensor:
     """-input[target]: input log probabilities [N, C, ...], target labels [N, ...].  Options as in cross_entropy."""
@@ -127,7 +148,8 @@ def nll_loss(
     labels, valid = _labels(target, ignore_index)
     loss = -_pick(input, labels, axis)
     row_weight = None if weight is None else take(weight, labels, axis=0)
-    return _mean_of_valid(loss if row_weight is None else loss * row_weight, row_weight, valid, reduction)
+    loss = loss if row_weight is None else loss * row_weight
+    return _mean_of_valid(loss, row_weight, valid, reduction, input.shape[axis])
 
 
 def _class_axis(name: str, input: Tensor, target: Tensor) -> int:
@@ -165,7 +187,9 @@ def _pick(x: Tensor, labels: Tensor, axis: int) -> Tensor:
     return reshape(take_along_axis(x, reshape(labels, column), axis=axis), labels.shape)
 
 
-def _mean_of_valid(loss: Tensor, row_weight: Tensor | None, valid: Tensor | None, reduction: str) -> Tensor:
+def _mean_of_valid(
+    loss: Tensor, row_weight: Tensor | None, valid: Tensor | None, reduction: str, classes: int
+) -> Tensor:
     if valid is not None:
         loss = where(valid, loss, 0)
     if reduction != "mean" or (row_weight is None and valid is None):
@@ -174,4 +198,19 @@ def _mean_of_valid(loss: Tensor, row_weight: Tensor | None, valid: Tensor | None
         counts = valid.astype(loss.dtype)
     else:
         counts = row_weight if valid is None else where(valid, row_weight, 0)
-    return sum(loss) / sum(counts)
+    if loss.ndim != 1 or not loss.size:
+        return sum(loss) / sum(counts)
+    return sum(loss / _total_in_each(counts, max(COUNTED_AGAIN, classes // 4) if row_weight is None else PARTS))
+
+
+def _total_in_each(x: Tensor, few: int) -> Tensor:
+    """sum(x) of a vector, as many times as it has elements.
+
+    Gradients need the total before the first row is done.  That every row adds up what it needs (all, if they are few;
+    else the sums of 16 parts, made beforehand) is less work than to read the scores once more after the total is known.
+    """
+    n = x.shape[0]
+    if n > few:
+        size = -(-n // PARTS)
+        x = sum(reshape(pad(x, ((0, PARTS * size - n),)), (PARTS, size)), axis=1)
+    return sum(broadcast_to(x, (n, x.shape[0])), axis=1)

@@ -123,7 +123,7 @@ class CrossEntropyLoss(Module):
     def __init__(
         self,
         weight: Tensor | None = None,
-        ignore_index: int | None = None,
+        ignore_index: int | None = L.IGNORED,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ):
@@ -135,7 +135,7 @@ class CrossEntropyLoss(Module):
 
 
 class NLLLoss(Module):
-    def __init__(self, weight: Tensor | None = None, ignore_index: int | None = None, reduction: str = "mean"):
+    def __init__(self, weight: Tensor | None = None, ignore_index: int | None = L.IGNORED, reduction: str = "mean"):
         self.weight, self.ignore_index, self.reduction = weight, ignore_index, reduction
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
