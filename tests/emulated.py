@@ -18,6 +18,7 @@ from pullback.codegen.ptx import (
     loop_symbol,
     module,
     plan_module,
+    shared_bytes,
     symbol,
 )
 from pullback.codegen.target import Target
@@ -49,7 +50,7 @@ def run_kernel(
     status = device_array(STATUS_WORDS, np.int64)
     blocks, threads = launch_shape(kernel)
     if blocks:
-        loaded.launch(symbol(key, target), blocks, threads, [*memory.values(), status, 0])
+        loaded.launch(symbol(key, target), blocks, threads, [*memory.values(), status, 0], shared_bytes(kernel))
     results = {p.name: decode(_view(memory[p.name], p), p.dtype).astype(p.dtype.numpy) for p in kernel.params}
     return {n: x for n, x in results.items() if n in kernel.outputs}, status.tolist()
 
@@ -120,4 +121,4 @@ class EmulatedPlan:
                 strides[MAX_LOOPS * i : MAX_LOOPS * i + len(a.strides)] = a.strides
             arguments += [self.counters, strides]
             name = loop_symbol(c.kernel, self.target)
-        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments)
+        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments, shared_bytes(kernel))

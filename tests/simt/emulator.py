@@ -101,18 +101,29 @@ class Kernel:
     params: tuple[str, ...]
     block: tuple[int, ...]
     """The threads that `nvvm.reqntid` asks for; () if it does not."""
+    mentions: frozenset[str]
+    """Every global name in it and in what it calls: other arrays in shared memory are not its own."""
 
 
 def _kernels(module: llvm.ModuleRef) -> dict[str, Kernel]:
     text = str(module)
     groups = dict(re.findall(r"^attributes (#\d+) = \{(.*)\}$", text, re.M))
+    bodies = dict(re.findall(r"^define [^\n]*?@([\w.$-]+)\(([^\n]*\n.*?)^\}", text, re.M | re.S))
+    names = {f: set(re.findall(r"@([\w.$-]+)", body)) for f, body in bodies.items()}
+
+    def mentions(name: str, seen: frozenset[str]) -> frozenset[str]:
+        for n in sorted(names.get(name, set()) - seen):
+            seen = mentions(n, seen | {n})
+        return seen
+
     out = {}
     for line in re.findall(r"^define .*\bptx_kernel\b.*$", text, re.M):
         name = re.search(r"@([\w.$-]+)\(", line)[1]
         attributes = line + groups.get((re.findall(r"#\d+", line) or [""])[-1], "")
         required = re.search(r'"nvvm\.reqntid"="([\d,]+)"', attributes)
         block = tuple(int(n) for n in required[1].split(",")) if required else ()
-        out[name] = Kernel(name, tuple(str(a.type) for a in module.get_function(name).arguments), block)
+        params = tuple(str(a.type) for a in module.get_function(name).arguments)
+        out[name] = Kernel(name, params, block, mentions(name, frozenset()))
     return out
 
 
@@ -186,13 +197,21 @@ class Module:
         return f"define void @simt.entry.{k.name}(ptr %a) {{\n{''.join(lines)}}}\n"
 
     def _place(self) -> None:
-        """Offsets of shared arrays: aligned as they ask and no better, with gaps that catch steps past an end."""
-        self.offsets, at = {}, 1024
-        for a in sorted(self.code.shared, key=lambda a: a.dynamic):
-            align = max(a.align, 4)
+        """Offsets of shared arrays: aligned as they ask and no better, with gaps that catch steps past an end.  Arrays of
+        different kernels lie in the same place."""
+        self.offsets, common = {}, 1024
+        owners = {a.name: [k.name for k in self.kernels.values() if a.name in k.mentions] for a in self.code.shared}
+        ends: dict[str, int] = {}
+        order = sorted(self.code.shared, key=lambda a: (len(owners[a.name]) == 1, a.dynamic))
+        for a in order:
+            own = owners[a.name][0] if len(owners[a.name]) == 1 else ""
+            at, align = ends.get(own, common) if own else common, max(a.align, 4)
             at = -(-(at + 128) // (2 * align)) * 2 * align + align
             self.offsets[a.name] = at
-            at += a.size
+            if own:
+                ends[own] = at + a.size
+            else:
+                common = at + a.size
 
     def _rank(self, rank: int) -> llvm.ExecutionEngine:
         """The code for one block of a cluster, with the addresses of its own shared memory."""
@@ -290,13 +309,14 @@ class _Launch:
 
     def _shared_regions(self, shared: _Shared) -> tuple[np.ndarray, int]:
         module, used = self.module, 0
-        if self.shared_bytes and not any(a.dynamic for a in module.code.shared):
+        arrays = [a for a in module.code.shared if a.name in self.kernel.mentions]
+        if self.shared_bytes and not any(a.dynamic for a in arrays):
             raise ValueError(
                 f"{self.kernel.name}: {self.shared_bytes} bytes of dynamic shared memory, but no array for it"
             )
         flags = np.zeros(native.ARENA, np.uint8)
         total = 0
-        for a in module.code.shared:
+        for a in arrays:
             at, size = module.offsets[a.name], self.shared_bytes if a.dynamic else a.size
             used, total = max(used, at + size + 128), total + size
             flags[at : at + size] = 1

@@ -46,6 +46,10 @@ __all__ = [
 
 TRIPLE = "nvptx64-nvidia-cuda"
 LAYOUT = "e-p6:32:32-i64:64-i128:128-i256:256-v16:16-v32:32-n16:32:64"
+STATIC_SHARED = 48 << 10
+"""Bytes of shared memory that a kernel may declare; more is asked for at the launch."""
+ALIGNMENT = 128
+"""Of arrays in shared memory."""
 STATUS_WORDS = 4
 """The status record, i64: number of the first failed call + 1 (0: none), its check's site, the value, nothing."""
 
@@ -116,7 +120,8 @@ def launch_shape(kernel: Kernel) -> tuple[int, int]:
 
 def shared_bytes(kernel: Kernel) -> int:
     """Dynamic shared memory of a block, in bytes, for its launch; arrays of at most 48 KiB are static."""
-    return 0
+    total = _places(kernel)[1]
+    return total if total > STATIC_SHARED else 0
 
 
 def tensor_maps(kernel: Kernel) -> tuple[dict[str, object], ...]:
@@ -172,14 +177,8 @@ def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) 
     else:
         starts = [b.pure(PTR, f"addrspacecast ptr addrspace(1) {n} to ptr", 0) for n in names]
     pointers = {p.name: v for p, v in zip(kernel.params, starts, strict=True)}
-    arrays = ""
-    for x in kernel.locals:
-        if x.space == "shared":
-            at = f"@{name}.{_plain(x.name)}"
-            arrays += f"{at} = internal addrspace(3) global [{x.size} x {scalar.memory(x.dtype)}] poison, align 128\n"
-            pointers[x.name] = b.pure(PTR, f"addrspacecast ptr addrspace(3) {at} to ptr", 0)
-        elif x.space == "global":
-            raise VerifyError(f"kernel {kernel.name}: {x.name} is global but no parameter")
+    arrays, shared = _shared(b, kernel, name)
+    pointers |= shared
     b.block = "start"
     emitter = ThreadEmitter(kernel, b, pointers, Value("%status", PTR), aligned=not looped)
     _blocks(emitter, kernel)
@@ -205,6 +204,31 @@ committed:
 stop:
   ret void
 start:""".splitlines()
+
+
+def _places(kernel: Kernel) -> tuple[dict[str, int], int]:
+    """Where each shared array begins, and the bytes of all."""
+    places, at = {}, 0
+    for x in kernel.locals:
+        if x.space == "shared":
+            places[x.name] = at
+            at += -(-x.size * x.dtype.size // ALIGNMENT) * ALIGNMENT
+    return places, at
+
+
+def _shared(b: Builder, kernel: Kernel, name: str) -> tuple[str, dict[str, Value]]:
+    """The declarations of shared arrays, and their addresses: each its own, or all in one that the launch sizes."""
+    if not shared_bytes(kernel):
+        text, at = "", {}
+        for x in kernel.locals:
+            if x.space == "shared":
+                at[x.name] = f"@{name}.{_plain(x.name)}"
+                elem = scalar.memory(x.dtype)
+                text += f"{at[x.name]} = internal addrspace(3) global [{x.size} x {elem}] poison, align {ALIGNMENT}\n"
+        return text, {n: b.pure(PTR, f"addrspacecast ptr addrspace(3) {p} to ptr", 0) for n, p in at.items()}
+    base = b.pure(PTR, f"addrspacecast ptr addrspace(3) @{name}.shared to ptr", 0)
+    text = f"@{name}.shared = external addrspace(3) global [0 x i8], align {ALIGNMENT}\n"
+    return text, {n: b.offset(base, "i8", at) for n, at in _places(kernel)[0].items()}
 
 
 def _blocks(emitter: ThreadEmitter, kernel: Kernel) -> None:
