@@ -110,10 +110,11 @@ class SettingBuild(Build):
         def verified(kernel: Kernel) -> Kernel:
             verify(kernel)
             after = scheduled(kernel)
-            verify(after, self.setting.target)
+            verify(after, self.targets[0])
             return after
 
-        plan = make_plan(self.optimized, self.regions, Kernels(verified, lambda k: cpu.scratch_layout(k)[1]))
+        scratch = (lambda k: 0) if self.targets[0].is_gpu else (lambda k: cpu.scratch_layout(k)[1])
+        plan = make_plan(self.optimized, self.regions, Kernels(verified, scratch))
         verify_plan(plan)
         return plan
 

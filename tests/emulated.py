@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
+from simt import native
 from simt.emulator import Emulator, Module, device_array
 
+from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.ptx import (
     STATUS_WORDS,
     call_number,
     emit_kernel,
+    gpu_target,
     launch_shape,
     loop_symbol,
     module,
@@ -22,13 +26,20 @@ from pullback.codegen.ptx import (
     symbol,
 )
 from pullback.codegen.target import Target
+from pullback.config import Options
+from pullback.driver import Build
+from pullback.graph.program import Program
 from pullback.kernel.content import with_blocks
+from pullback.kernel.evaluate import evaluate_plan
 from pullback.kernel.interpret import decode, encode, memory_type
 from pullback.kernel.kernel import Kernel
 from pullback.kernel.plan import MAX_LOOPS, Call, Launch, Plan, Step
 
 ORDERS = ("forward", "reverse", "random:7")
 """The orders in which threads and blocks run."""
+SEED_BYTES = 64
+"""The seed lies first in the state, on a cache line of its own."""
+needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
 
 def load(kernels: dict[str, Kernel], target: Target) -> Module:
@@ -122,3 +133,54 @@ class EmulatedPlan:
             arguments += [self.counters, strides]
             name = loop_symbol(c.kernel, self.target)
         self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments, shared_bytes(kernel))
+
+
+# ---- programs on both machines ------------------------------------------------------------------------------
+def gpu_build(program: Program, gpu: str = "sm_90", **options) -> Build:
+    return Build(program, Options(target="cpu,cuda", gpu=gpu, **options))
+
+
+def started(build: Build, order: str = "forward", gpu: str = "sm_90") -> EmulatedPlan:
+    """A device with the initial state of seed 0."""
+    device = EmulatedPlan(build.plans[gpu], gpu_target(gpu), order)
+    device.state[...] = 0xFF
+    device.state[:SEED_BYTES] = 0
+    device.call("init", [])
+    return device
+
+
+Calls = Sequence[tuple[str, Sequence[np.ndarray]]]
+"""(function, its arguments), one after the other on the same state."""
+
+
+def follow(build: Build, calls: Calls, orders: Sequence[str] = ORDERS) -> list[list[np.ndarray]]:
+    """Calls on the device and by the evaluator of the CPU's plan: outputs and every byte of state agree, from the
+    initial state on.  Returns the outputs."""
+    cpu = build.plans[build.targets[0].isa]
+    wanted, state = [], np.full(cpu.state_bytes, 0xFF, np.uint8)
+    state[:SEED_BYTES] = 0
+    evaluate_plan(cpu, "init", state, [], functions=numpy_functions())
+    first = state.copy()
+    for name, arrays in calls:
+        outputs = evaluate_plan(cpu, name, state, list(arrays), functions=numpy_functions())
+        wanted.append((outputs, state.copy()))
+    for order in orders:
+        device = started(build, order)
+        assert np.array_equal(device.state[: len(first)], first), f"initial state, {order}"
+        for (name, arrays), (outputs, after) in zip(calls, wanted, strict=True):
+            got = device.call(name, arrays)
+            assert not any(device.status)
+            for a, b in zip(got, outputs, strict=True):
+                assert same_bits(a, b), f"{name}, {order}"
+            assert np.array_equal(device.state[: len(after)], after), f"state after {name}, {order}"
+    return [outputs for outputs, _ in wanted]
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bit for bit, but every NaN alike."""
+    return a.shape == b.shape and a.dtype == b.dtype and bits(a) == bits(b)
+
+
+def bits(x: np.ndarray) -> bytes:
+    """Every NaN alike."""
+    return np.where(x != x, np.zeros((), x.dtype), x).tobytes() + (x != x).tobytes()

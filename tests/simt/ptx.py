@@ -1,6 +1,6 @@
 """`ptxas`, NVIDIA's assembler: where it is, and what it says of PTX (registers, spills, errors).
 
-It comes with CUDA, or from PyPI: `pip install nvidia-cuda-nvcc`.
+It comes with CUDA, or from PyPI: `pip install nvidia-cuda-nvcc-cu12` (40 MB; the extra `test` has it).
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 
 @cache
 def ptxas() -> str | None:
-    """The assembler: of $PATH, $CUDA_HOME, /usr/local/cuda, or the wheel `nvidia-cuda-nvcc`; None if there is none."""
+    """The assembler: of $PATH, $CUDA_HOME, /usr/local/cuda, or NVIDIA's wheels; None if there is none."""
     site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders = [Path(h) / "bin" for h in homes if h]
     folders += [*sorted(site.glob("cu[0-9]*/bin"), reverse=True), site / "cuda_nvcc" / "bin"]
     return shutil.which("ptxas") or next((str(f / "ptxas") for f in folders if os.access(f / "ptxas", os.X_OK)), None)
+
+
+MISSING = "ptxas was not found: install CUDA, or `pip install nvidia-cuda-nvcc-cu12`"
+needs_ptxas = pytest.mark.skipif(ptxas() is None, reason=MISSING)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def assemble(ptx: str, gpu: str) -> dict[str, Assembled]:
     """Assemble PTX for one chip; kernel -> its figures."""
     tool = ptxas()
     if tool is None:
-        raise FileNotFoundError("ptxas was not found: install CUDA, or `pip install nvidia-cuda-nvcc`")
+        raise FileNotFoundError(MISSING)
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "module.ptx", Path(folder) / "module.cubin"
         source.write_text(ptx)

@@ -166,6 +166,7 @@ class ThreadEmitter(Emitter):
         self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
         self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
+        self._idle: Value | None = None
         self._layouts: dict[str, Buffer] = {}
         self._own: dict[int, tuple] = {}
 
@@ -340,6 +341,14 @@ class ThreadEmitter(Emitter):
             room = own.size if buffer.space == "local" else own.size + 16
             p = self.pointers[buffer.name] = self.b.alloca(scalar.memory(buffer.dtype), max(room, 1), 16)
         return p
+
+    def _safe(self, buffer: Buffer, p: Value, condition: Value | None) -> Value:
+        """Where threads that take no part read.  Not from memory that others may be writing: from some of their own."""
+        if condition is None or buffer.space in PRIVATE or buffer.name not in self._written:
+            return super()._safe(buffer, p, condition)
+        if self._idle is None:
+            self._idle = self.b.alloca("i64", 4, 16)
+        return self.b.select(condition, p, self._idle)
 
     def alignment(self, buffer: Buffer, x: Load | Store) -> int:
         """Vectors of memory are aligned where every term of the index is a multiple of them."""

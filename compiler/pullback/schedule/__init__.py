@@ -16,6 +16,7 @@ from .cpu_contract import recognise, schedule_contraction
 from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
 from .gpu import schedule_gpu
+from .gpu_limits import GPU, GpuLimits
 from .limits import DEFAULT, Limits
 from .nest import join_parts, outer_chain, split_parts, whole_chunks
 
@@ -35,8 +36,9 @@ def family(kernel: Kernel) -> str:
     return "map"  # such as scatter: what runs in order walks rows, columns are side by side
 
 
-def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT) -> Kernel:
-    """How a kernel runs on a target.  The result depends on the kernel and the target only.
+def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT, gpu: GpuLimits = GPU) -> Kernel:
+    """How a kernel runs on a target.  The result depends on the kernel and the target only; `limits` are for CPUs,
+    `gpu` for GPUs.
 
     Outermost statements that do not touch what another one writes are scheduled apart, each with blocks of
     its own; others run one after the other in one block.
@@ -47,14 +49,14 @@ def schedule(kernel: Kernel, target: Target, limits: Limits = DEFAULT) -> Kernel
     chunked, kernel = chunks is not kernel, chunks
     if len(kernel.body) > 1 and (chunked or _independent(kernel.body)):
         parts, shared = split_parts(kernel)
-        return join_parts(kernel, [_scheduled(p, target, shared, limits) for p in parts])
-    return _scheduled(kernel, target, (), limits)
+        return join_parts(kernel, [_scheduled(p, target, shared, limits, gpu) for p in parts])
+    return _scheduled(kernel, target, (), limits, gpu)
 
 
-def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: Limits) -> Kernel:
+def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: Limits, gpu: GpuLimits) -> Kernel:
     """A kernel with one outermost statement, or whose statements run one after the other."""
     if target.is_gpu:
-        return schedule_gpu(kernel, target, family(kernel), fixed)
+        return schedule_gpu(kernel, target, family(kernel), fixed, gpu)
     kind = family(kernel)
     try:
         return _FAMILIES[kind](kernel, target, fixed, limits)
