@@ -18,7 +18,7 @@ from pullback.dsl.tensor import Tensor, emit
 from pullback.dsl.transforms import custom_vjp
 from pullback.graph.evaluate import evaluate
 from pullback.graph.graph import Graph, make
-from pullback.graph.types import DTYPES, DType, bool_, f32, f64, i32, i64, u32
+from pullback.graph.types import DTYPES, DType, bf16, bool_, f16, f32, f64, i32, i64, u32
 from pullback.kernel.scalars import SCALARS
 from pullback.ops import contract, elementwise, indexing, leaf, movement, ordered, random, reduction
 from pullback.ops.op import OPS, Elementwise, Op
@@ -197,6 +197,12 @@ def _contractions() -> Iterator[Sample]:
             a, b = (_values("contract", dtype, s, _rng("contract")) for s in ((3, 5), (5, 2)))
             op = contract.Contract("ik", "kj", "ij")
             yield Sample(f"contract-{dtype}", _op(op), (a, b), dtype.is_float, (dtype, dtype))
+    for dtype in (bf16, f16):
+        a, b = (_values("contract", dtype, s, _rng("contract")) for s in ((3, 5), (2, 5)))
+        op = contract.Contract("ik", "jk", "ij", wide=True)
+        yield Sample(f"contract-{dtype}-wide", _op(op), (a, b), True, (dtype, dtype))
+    a, b = (_values("contract", f32, s, _rng("tf32")) for s in ((5, 3), (5, 2)))
+    yield Sample("contract-tf32", _op(contract.Contract("ki", "kj", "ij", tf32=True)), (a, b), False)
 
 
 def _indexing() -> Iterator[Sample]:

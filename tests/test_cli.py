@@ -101,14 +101,15 @@ def test_second_build_comes_from_the_cache(show, tmp_path):
 
 def test_every_option_is_a_flag_and_changes_what_is_recorded(show, tmp_path):
     flags = {"cpu": ["--cpu", "v2"], "target": ["--target", "cpu,cpu"], "gpu": ["--gpu", "sm_80"]}
-    flags |= {"fusion": ["--no-fusion"], "recompute": ["--no-recompute"]}
+    flags |= {"precision": ["--precision", "bf16"], "fusion": ["--no-fusion"], "recompute": ["--no-recompute"]}
     flags |= {"watch_nan": ["--watch-nan"], "cache": ["--no-cache"], "cache_dir": ["--cache-dir", str(tmp_path)]}
     assert list(flags) == [f.name for f in fields(Options)]
     assert [f[0] for f in flags.values()] == [flag(f) for f in fields(Options)]
     show("build", DIGITS, "--dim", "batch=4", "-o", tmp_path / "o.so", *[w for words in flags.values() for w in words])
     options = rt.inspect(tmp_path / "o.so").options
     assert {n: options[n] for n in Options().content()} == {
-        "cpu": "v2", "target": "cpu,cpu", "gpu": "sm_80", "fusion": False, "recompute": False, "watch_nan": True
+        "cpu": "v2", "target": "cpu,cpu", "gpu": "sm_80", "precision": "bf16", "fusion": False, "recompute": False,
+        "watch_nan": True,
     }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_every_function_on_every_type(level):
     kernels = []
     for fn, s in SCALARS.items():
         for d in TYPES:
-            if fn in ("cast", "bitcast", *MATH) or d.kind not in s.kinds or (fn == "mulhi" and d != u32):
+            if fn in ("cast", "bitcast", *MATH) or d.kind not in s.kinds or s.bits not in (0, d.bits):
                 continue
             out = bool_ if s.result == "bool" else d
             name = "pow float" if fn == "pow" and d.kind == "f" else fn
@@ -112,6 +112,29 @@ def test_fma_rounds_once(level, dtype):
         want.append(nearest(exact, digits))
     for got in run_all(kernels, [arrays, arrays], level):
         np.testing.assert_array_equal(got["y"], np.array(want, dtype.numpy))
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_fma_ftz_has_no_subnormal_numbers(level):
+    """Around the least normal number 2^-126, where what rounds to it and what rounds below it lie 2^-152 apart."""
+    r = np.random.default_rng(7)
+    least, sign = 2.0**-126, np.where(r.random(N) < 0.5, -1, 1)
+    a, b = (r.integers(128, 256, N) / 128 for _ in range(2))
+    b[: N // 2] = 1
+    c = least * sign
+    given = [f32.round(x) for x in (-sign * a * 2.0 ** -r.integers(75, 78, N), b * 2.0**-75, c)]
+    given[0][-8:], given[1][-4:], given[2][-12:-6] = 2.0**-130, 2.0**-140, -(2.0**-127)
+    kernels = both(level, "fma_ftz", [f32] * 3, f32, lambda *x: Apply("fma_ftz", x, f32))
+    arrays = {f"x{i}": x for i, x in enumerate(given)}
+    want = []
+    for x, y, z in zip(*(np.where(np.abs(v) < least, 0.0, v) for v in given)):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        got = nearest(exact, 24)
+        want.append(got if abs(got) >= least else 0.0)
+    assert 5 < want.count(0.0) < N - 5
+    for got in run_all(kernels, [arrays, arrays], level):
+        np.testing.assert_array_equal(np.abs(got["y"]), np.abs(np.array(want, np.float32)))
+    compare(kernels, level)
 
 
 def nearest(x: Fraction, digits: int) -> float:

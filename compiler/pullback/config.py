@@ -26,6 +26,13 @@ class Options:
             "help": "architectures of NVIDIA GPUs for the target cuda, comma separated: sm_80, sm_90, sm_90a, ..."
         },
     )
+    precision: str = field(
+        default="f32",
+        metadata={
+            "help": "operands of matrix products of f32 tensors: f32; tf32 or bf16 (they are rounded to that, sums and "
+            "results are f32 and so is all else)"
+        },
+    )
     fusion: bool = field(
         default=True,
         metadata={"help": "fuse operations into kernels, else a kernel for each (the bits are the same)"},

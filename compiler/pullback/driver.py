@@ -45,6 +45,7 @@ from .lower.plan import Kernels, make_plan
 from .lower.regions import Lowering
 from .lower.watch import watch
 from .passes.checkpoint import checkpoint
+from .passes.precision import precision
 from .schedule import schedule
 
 
@@ -78,7 +79,8 @@ class Build:
     @cached_property
     def optimized(self) -> Program:
         with self._stage("passes"):
-            chosen = (*passes.PASSES, checkpoint) if self.options.recompute else passes.PASSES
+            chosen = (*passes.PASSES, *precision(self.options.precision))
+            chosen = (*chosen, checkpoint) if self.options.recompute else chosen
             return passes.run(self.traced, chosen, timings=self.pass_timings, each=False)
 
     @cached_property

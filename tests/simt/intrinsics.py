@@ -273,9 +273,35 @@ def _table() -> dict[str, Shim]:
             body = f"  %r = call float @llvm.{f}.f32(float %a0, float %a1)\n  ret float %r\n"
             inline(f"{name}{nan}.f {name}.ftz{nan}.f", "float", "float, float", body, needs)
     add("f2tf32.rna", "i32", "float", "simt_to_tf32")
+    needs = "".join(
+        f"declare float @llvm.{f}.f32({', '.join(['float'] * n)})\n"
+        for f, n in (("fma", 3), ("fabs", 1), ("copysign", 2))
+    )
+    inline("fma.rn.ftz.f", "float", "float, float, float", _FMA_FTZ, needs)
     add("prmt", "i32", "i32, i32, i32", "simt_permute_bytes")
     return table
 
+
+def _flush(x: str, out: str, size: str, bound: str) -> str:
+    """Zero of x's sign where `size` is less than the bound."""
+    return f"""  %{out}.m = call float @llvm.fabs.f32(float {size})
+  %{out}.c = fcmp olt float %{out}.m, {bound}
+  %{out}.z = call float @llvm.copysign.f32(float 0.0, float {x})
+  %{out} = select i1 %{out}.c, float %{out}.z, float {x}
+"""
+
+
+_FMA_FTZ = (
+    "".join(_flush(f"%a{i}", f"x{i}", f"%a{i}", "0x3810000000000000") for i in range(3))
+    + """  %r = call float @llvm.fma.f32(float %x0, float %x1, float %x2)
+  %l0 = fmul float %x0, 0x41F0000000000000
+  %l2 = fmul float %x2, 0x41F0000000000000
+  %l = call float @llvm.fma.f32(float %l0, float %x1, float %l2)
+"""
+    + _flush("%r", "s", "%l", "0x3A10000000000000")
+    + "  ret float %s\n"
+)
+"""Results that round to less than 2^-126 show in those that are 2^32 times as large."""
 
 INTRINSICS = _table()
 """By the name that follows `llvm.nvvm.`."""

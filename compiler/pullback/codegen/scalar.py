@@ -16,6 +16,9 @@ _MEMORY = {"f64": "double", "f32": "float", "bf16": "i16", "f16": "half", "bool"
 
 _MEMORY_ONLY = ("bf16", "f16", "bool")
 
+LEAST = 2.0**-126
+"""The least normal f32."""
+
 _FLOAT_COMPARE = {"lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "eq": "oeq", "ne": "une"}
 _COMPARE = {"lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 
@@ -189,12 +192,37 @@ def _signbit(b: Builder, x: Value) -> Value:
     return b.icmp("slt", b.bitcast(x, f"i{x.ty.bits}"), 0)
 
 
+def _flush(b: Builder, x: Value) -> Value:
+    """Subnormal numbers as zeros of their sign."""
+    return b.select(b.fcmp("olt", b.fabs(x), LEAST), b.copysign(b.like(x, 0.0), x), x)
+
+
+def _fma_ftz(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """Whether the result is less than the least normal number shows in one that is 2^32 times as large (or infinite,
+    or NaN from an infinite factor: then the sum was not small, or is exact)."""
+    if b.target.is_gpu:
+        x, y, z = b.together(x, y, z)
+        lanes = [[b.extract(v, i) for v in (x, y, z)] for i in range(x.ty.lanes)]
+        return b.gather([b.intrinsic("nvvm.fma.rn.ftz.f", *l, mangle="") for l in lanes])
+    x, y, z = (_flush(b, v) for v in (x, y, z))
+    large = b.fma(b.fmul(x, 2.0**32), y, b.fmul(z, 2.0**32))
+    r = b.fma(x, y, z)
+    return b.select(b.fcmp("olt", b.fabs(large), LEAST * 2.0**32), b.copysign(b.like(r, 0.0), r), r)
+
+
+def _tf32(b: Builder, x: Value) -> Value:
+    n = b.bitcast(x, "i32")
+    return b.select(b.fcmp("uno", x, x), x, b.bitcast(b.and_(b.add(n, 0x1000), -0x2000), "float"))
+
+
 _FLOAT = {
     "add": Builder.fadd,
     "sub": Builder.fsub,
     "mul": Builder.fmul,
     "div": Builder.fdiv,
     "fma": Builder.fma,
+    "fma_ftz": _fma_ftz,
+    "tf32": _tf32,
     "neg": Builder.fneg,
     "abs": Builder.fabs,
     "sign": _sign,

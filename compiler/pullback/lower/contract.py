@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..graph.graph import Node
+from ..graph.types import bf16, f32
 from ..kernel.kernel import Affine, Const, Load, Loop, Stmt, Store, apply
 from .rows import cast
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def accumulate(w: Writer, node: Node, index: tuple[Affine, ...]) -> list[Stmt]:
-    """acc = 0; for k in order: acc = fma(a, b, acc).  Integers multiply and add."""
+    """acc = 0; for k in order: acc = fma(a, b, acc); fma_ftz for bf16.  Integers multiply and add."""
     op = node.op
     at = dict(zip(op.out, index, strict=True))
     extents = dict(zip(op.lhs, node.inputs[0].shape, strict=True))
@@ -33,9 +34,11 @@ def accumulate(w: Writer, node: Node, index: tuple[Affine, ...]) -> list[Stmt]:
         cast(w.expr(x, tuple(at[label] for label in labels)), dtype)
         for x, labels in zip(node.inputs, (op.lhs, op.rhs), strict=True)
     ]
+    if op.tf32 and dtype == f32:
+        factors = [apply("tf32", a) for a in factors]
     zero = Const(0.0 if dtype.is_float else 0, dtype)
     if dtype.is_float:
-        step = apply("fma", *factors, here)
+        step = apply("fma_ftz" if node.inputs[0].dtype == bf16 else "fma", *factors, here)
     else:
         step = apply("add", apply("mul", *factors), here)
     body: list[Stmt] = w.split_shared([Store(acc.name, (), step)])

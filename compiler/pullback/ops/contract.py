@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from ..errors import DTypeError, ShapeError
 from ..graph.graph import make
-from ..graph.types import TensorType
+from ..graph.types import TensorType, f32
+from ..kernel.scalars import tf32
 from . import rules as F
 from .op import ContractLabels, Op, register
 
@@ -20,11 +21,15 @@ class Contract(ContractLabels, Op):
     """Multiply along equal labels and sum over those that the result lacks.
 
     Every label stands in at least two of lhs, rhs and out, and once in each: axes that one operand
-    alone would sum over are the DSL's to sum beforehand.  Sums run in the order of `reduced`, by fma, into
-    one accumulator (f32 for f32 and smaller floats).
+    alone would sum over are the DSL's to sum beforehand.  Sums run in the order of `reduced`, by fma (for bf16
+    by fma_ftz, as matrix units do), into one accumulator (f32 for f32 and smaller floats).
+
+    wide: the result has the accumulator's type.  tf32: operands in f32 are rounded to 10 bits of mantissa first.
     """
 
     name = "contract"
+    wide: bool = False
+    tf32: bool = False
 
     def infer(self, a, b):
         if a.dtype != b.dtype or a.dtype.kind == "b":
@@ -43,10 +48,12 @@ class Contract(ContractLabels, Op):
         repeated = any(len(set(s)) != len(s) for s in (self.lhs, self.rhs, self.out))
         if repeated or any(letters.count(c) < 2 for c in letters) or not set(self.out) <= sizes.keys():
             raise ShapeError(f"contract: labels {self.lhs},{self.rhs}->{self.out} are not a contraction of two tensors")
-        return TensorType(a.dtype, tuple(sizes[c] for c in self.out))
+        return TensorType(a.dtype.compute if self.wide else a.dtype, tuple(sizes[c] for c in self.out))
 
     def evaluate(self, a, b):
         wide = np.float64 if a.dtype.kind == "f" else a.dtype
+        if self.tf32 and a.dtype == f32.numpy:
+            a, b = tf32(a), tf32(b)
         batch = [c for c in self.out if c in self.lhs and c in self.rhs]
         rows, columns = ([c for c in self.out if c in x and c not in batch] for x in (self.lhs, self.rhs))
         reduced = list(self.reduced)
@@ -72,7 +79,10 @@ class Contract(ContractLabels, Op):
 
     def vjp(self, out, inputs, ct):
         a, b = inputs
-        return (
-            Contract(self.out, self.rhs, self.lhs).apply(ct, b),
-            Contract(self.lhs, self.out, self.rhs).apply(a, ct),
-        )
+        if ct.dtype == a.dtype:
+            return (
+                replace(self, lhs=self.out, rhs=self.rhs, out=self.lhs).apply(ct, b),
+                replace(self, lhs=self.lhs, rhs=self.out, out=self.rhs).apply(a, ct),
+            )
+        wide = Contract(self.lhs, self.rhs, self.out)  # the cotangent is wider than the operands
+        return tuple(g.astype(a.dtype) for g in wide.vjp(out, (a.astype(ct.dtype), b.astype(ct.dtype)), ct))

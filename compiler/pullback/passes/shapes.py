@@ -10,9 +10,10 @@ size 1 is a reshape; contractions read their operands unpermuted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..graph.graph import Node
 from ..graph.types import DType
-from ..ops.contract import Contract
 from ..ops.elementwise import Mul, Neg
 from ..ops.leaf import Iota, checked_scalar, scalar_key
 from ..ops.movement import Broadcast, Flip, Pad, Permute, Reshape, Slice
@@ -65,7 +66,7 @@ def permute(b: Builder, n: Node) -> Node | None:
         order = tuple(sorted(range(len(to)), key=to.__getitem__))
         return b.make(Broadcast(n.type.shape, tuple(sorted(to))), b.make(Permute(order), x.inputs[0]))
     if x.op.name == "contract" and b.uses(x) == 1:
-        return b.make(Contract(x.op.lhs, x.op.rhs, "".join([x.op.out[a] for a in axes])), *x.inputs)
+        return b.make(replace(x.op, out="".join([x.op.out[a] for a in axes])), *x.inputs)
     return None
 
 
@@ -275,6 +276,8 @@ def contract(b: Builder, n: Node) -> Node | None:
     if 0 in (operands[0].type.size, operands[1].type.size):
         return b.fill(0.0 if n.type.dtype.is_float else 0, n)
     if not op.reduced:
+        if op.tf32 or op.wide:
+            return None
         placed = [_aligned(b, x, s, op.out, n.type.shape) for x, s in zip(operands, labels, strict=True)]
         return b.make(Mul(), *placed)
     out, changed = op.out, False
@@ -292,7 +295,7 @@ def contract(b: Builder, n: Node) -> Node | None:
             out = "".join([c for c in out if c in other or c not in repeated])
     if not changed:
         return None
-    result = b.make(Contract(*labels, out), *operands)
+    result = b.make(replace(op, lhs=labels[0], rhs=labels[1], out=out), *operands)
     return b.make(Broadcast(n.type.shape, tuple([d for d, c in enumerate(op.out) if c in out])), result)
 
 

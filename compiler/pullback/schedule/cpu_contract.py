@@ -35,9 +35,9 @@ class Contraction:
 
 
 def accumulation(s: Store) -> tuple[Expr, Expr] | None:
-    """(a, b) of `acc = fma(a, b, acc)`."""
+    """(a, b) of `acc = fma(a, b, acc)`, or fma_ftz."""
     v = s.value
-    if isinstance(v, Apply) and v.fn == "fma" and s.where is None:
+    if isinstance(v, Apply) and v.fn in ("fma", "fma_ftz") and s.where is None:
         c = v.args[2]
         if isinstance(c, Load) and c.buffer == s.buffer and c.index == s.index:
             return v.args[0], v.args[1]
