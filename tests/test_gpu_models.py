@@ -164,12 +164,15 @@ def test_optimizers(name):
 # ---- random numbers -----------------------------------------------------------------------------------------
 INITIALISERS = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_") and n != "array_"]
 
+ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.3,)}
+
 
 class Initialised(nn.Module):
     def __init__(self):
         for name in INITIALISERS:
-            setattr(self, name, nn.Parameter(type=TensorType(pb.f32, (9, 9))))
-            getattr(nn.init, name)(getattr(self, name), *([0.5] if name == "constant_" else []))
+            shape = (4, 4, 3) if name == "dirac_" else (9, 9)
+            setattr(self, name, nn.Parameter(type=TensorType(pb.f32, shape)))
+            getattr(nn.init, name)(getattr(self, name), *ARGUMENTS.get(name, ()))
 
 
 @needs_emulator
