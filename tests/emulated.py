@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from simt import native
-from simt.emulator import Emulator, Module, device_array
+from simt.emulator import Emulator, Module, TensorMap, device_array
 
 from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.ptx import (
@@ -24,6 +24,7 @@ from pullback.codegen.ptx import (
     plan_module,
     shared_bytes,
     symbol,
+    tensor_maps,
 )
 from pullback.codegen.target import Target
 from pullback.config import Options
@@ -61,9 +62,24 @@ def run_kernel(
     status = device_array(STATUS_WORDS, np.int64)
     blocks, threads = launch_shape(kernel)
     if blocks:
-        loaded.launch(symbol(key, target), blocks, threads, [*memory.values(), status, 0], shared_bytes(kernel))
+        arguments = [*memory.values(), status, 0, *encoded_maps(kernel, list(memory.values()))]
+        loaded.launch(symbol(key, target), blocks, threads, arguments, shared_bytes(kernel))
     results = {p.name: decode(_view(memory[p.name], p), p.dtype).astype(p.dtype.numpy) for p in kernel.params}
     return {n: x for n, x in results.items() if n in kernel.outputs}, status.tolist()
+
+
+def encoded_maps(kernel: Kernel, parameters: Sequence[np.ndarray]) -> list[TensorMap]:
+    """The kernel's tensor maps over the memory of its parameters."""
+    maps = []
+    for m in tensor_maps(kernel):
+        memory = np.asarray(parameters[m["parameter"]]).view(np.uint8)[m["offset"] :]
+        elements = memory[: memory.size // m["strides"][-1] * m["strides"][-1]].view(_ELEMENTS[m["dtype"]])
+        view = np.lib.stride_tricks.as_strided(elements, m["shape"], m["strides"])
+        maps.append(TensorMap(view, m["box"], m["swizzle"], m["dtype"] == "tf32"))
+    return maps
+
+
+_ELEMENTS = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "tf32": np.float32}
 
 
 def _view(flat: np.ndarray, b) -> np.ndarray:
@@ -123,6 +139,7 @@ class EmulatedPlan:
             end = a.offset + max(p.size, 1) * p.dtype.size
             moved = any(a.strides)  # then the whole base: where it ends up depends on the counters
             arguments.append(bases[a.base][a.offset : None if moved else end])
+        maps = encoded_maps(kernel, arguments)
         arguments += [self.status, call_number(self.number, committed)]
         self.number += 1
         name = symbol(c.kernel, self.target)
@@ -132,7 +149,7 @@ class EmulatedPlan:
                 strides[MAX_LOOPS * i : MAX_LOOPS * i + len(a.strides)] = a.strides
             arguments += [self.counters, strides]
             name = loop_symbol(c.kernel, self.target)
-        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments, shared_bytes(kernel))
+        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], [*arguments, *maps], shared_bytes(kernel))
 
 
 # ---- programs on both machines ------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ typedef struct {
   uint32_t rank, element, swizzle, magic;
   char *base;
   int64_t dim[5], stride[4]; /* of dimension 1 ..; in bytes */
-  uint16_t box[5];
+  uint16_t box[5], tf32;
 } tensor_map; /* the emulator's own contents of the 128 bytes */
 
 typedef struct {
@@ -187,6 +187,13 @@ static void complete(transfer *t, uint32_t bytes) {
   mbarrier_check(m);
 }
 
+static void round_tf32(char *p) { /* to nearest, halves to even; infinities and NaN as they are */
+  uint32_t u;
+  memcpy(&u, p, 4);
+  if ((u & 0x7f800000) != 0x7f800000) u = (u + 0xfff + (u >> 13 & 1)) & 0xffffe000;
+  memcpy(p, &u, 4);
+}
+
 /* Walk a box row by row (rows of dimension 0): in(side) elements from the array, the rest zeros. */
 static void move_box(transfer *t) {
   const tensor_map *m = t->map;
@@ -208,7 +215,7 @@ static void move_box(transfer *t) {
       int64_t x = t->at[0] + piece / e;
       for (uint32_t b = 0; b < n; b += e, x++)
         if (inside && x >= 0 && x < m->dim[0]) {
-          if (t->what == LOAD) memcpy(buffer + b, line + x * e, e);
+          if (t->what == LOAD) memcpy(buffer + b, line + x * e, e), m->tf32 ? round_tf32(buffer + b) : (void)0;
           else {
             if (M.check) access_memory(t->by, line + x * e, e, 1, WRITE, t->site);
             memcpy(line + x * e, here + b, e);

@@ -98,6 +98,11 @@ class Builder:
         """An instruction without a result, here."""
         self.scopes[-1].lines.append("  " + text)
 
+    def label(self, name: str) -> None:
+        """A block begins here; what ended the one before is a line of its own."""
+        self.scopes[-1].lines.append(f"{name}:")
+        self.block = name
+
     def together(self, *args: Value | float | int | bool) -> list[Value]:
         """The operands of one operation: numbers become constants, scalars are splatted to the lanes of the rest."""
         widest = None

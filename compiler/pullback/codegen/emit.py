@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import VerifyError
+from ..kernel.concurrent import Arrive, Await
 from ..kernel.kernel import (
     Affine,
     Apply,
@@ -70,7 +71,7 @@ class Emitter(Access):
     def tile(self, s: Tile) -> None:
         tiles.tile(self, s)
 
-    def synchronise(self, s: Barrier | Commit | Wait) -> None:
+    def synchronise(self, s: Barrier | Commit | Wait | Arrive | Await) -> None:
         raise VerifyError(f"kernel {self.kernel.name}: {type(s).__name__} has no meaning on a CPU")
 
     def loop(self, s: Loop) -> None:

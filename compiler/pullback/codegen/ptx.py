@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import cache
 from math import prod
 
 from ..errors import BuildError, VerifyError
+from ..kernel.concurrent import Copy, box
 from ..kernel.content import free_block
-from ..kernel.kernel import Kernel
+from ..kernel.kernel import Kernel, walk
 from ..kernel.plan import MAX_LOOPS, Call, Plan, Repeat, Step
-from . import ptx_process, scalar
+from . import ptx_process, scalar, wgmma
 from .builder import I64, PTR, Builder, Value
 from .compile import check_intrinsics
 from .cpu import symbol
 from .target import Target
+from .tensor_maps import tensor_maps as maps_of
 from .threads import ThreadEmitter, threads_of
 
 __all__ = [
@@ -50,6 +53,10 @@ STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may declare; more is asked for at the launch."""
 ALIGNMENT = 128
 """Of arrays in shared memory."""
+SWIZZLED = 1024
+"""Of arrays that bulk copies fill: after so many bytes the exchange of pieces repeats."""
+IN_SHARED = ("shared", "token")
+"""Spaces of kernel IR that are shared memory."""
 STATUS_WORDS = 4
 """The status record, i64: number of the first failed call + 1 (0: none), its check's site, the value, nothing."""
 
@@ -102,7 +109,7 @@ def gpu_target(name: str) -> Target:
         l1=48 << 10,  # what a block may have of shared memory without asking
         l2=40 << 20,
         l3=40 << 20,
-        spaces=(("global", 1), ("shared", 3), ("local", 5)),
+        spaces=(("global", 1), ("shared", 3), ("local", 5), *((("token", 3),) if name == "sm_90a" else ())),
         ids=(("block", "ctaid.x"), ("thread", "tid.x"), ("warp", "tid.x / 32"), ("lane", "tid.x mod 32")),
         barrier="barrier.cta.sync.aligned.all",
     )
@@ -127,7 +134,7 @@ def shared_bytes(kernel: Kernel) -> int:
 def tensor_maps(kernel: Kernel) -> tuple[dict[str, object], ...]:
     """What the runtime must encode for the kernel's bulk copies, in the order of its arguments after `call`: the fields
     of `pullback_runtime.format.TensorMap`."""
-    return ()
+    return tuple(map(asdict, maps_of(kernel)))
 
 
 def loop_symbol(key: str, target: Target) -> str:
@@ -143,7 +150,7 @@ def module(functions: Iterable[str], target: Target) -> str:
     """A module of kernels; raises `BuildError` for what LLVM may be unable to translate."""
     text = "".join(functions)
     check_intrinsics(text, _SAFE)
-    return header(target) + text + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
+    return header(target) + text + wgmma.wrappers(text) + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
 
 
 def plan_module(plan: Plan, target: Target) -> str:
@@ -189,6 +196,10 @@ def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) 
     parameters += ["ptr %status", "i64 %call"]
     if looped:
         parameters += [f"ptr addrspace(1) noalias readonly align 8 %{n}" for n in ("counters", "strides")]
+    maps = len(maps_of(kernel))
+    if looped and maps:
+        raise VerifyError(f"kernel {kernel.name}: tensor maps are for parameters that do not move")
+    parameters += [f'ptr byval([128 x i8]) align 64 "nvvm.grid_constant" %map{i}' for i in range(maps)]
     lines = ["entry:", *b.allocas, *_GUARD, *b.scopes[0].lines, "  ret void"]
     attributes = f'nounwind "nvvm.reqntid"="{emitter.threads},1,1"'
     body = "\n".join(lines)
@@ -207,27 +218,35 @@ start:""".splitlines()
 
 
 def _places(kernel: Kernel) -> tuple[dict[str, int], int]:
-    """Where each shared array begins, and the bytes of all."""
-    places, at = {}, 0
-    for x in kernel.locals:
-        if x.space == "shared":
-            places[x.name] = at
+    """Where each shared array begins, those that bulk copies fill first, and the bytes of all."""
+    places, at, filled = {}, 0, _filled(kernel)
+    for x in sorted(kernel.locals, key=lambda x: x.name not in filled):
+        if x.space in IN_SHARED:
+            align = SWIZZLED if x.name in filled else ALIGNMENT
+            places[x.name] = at = -(-at // align) * align
             at += -(-x.size * x.dtype.size // ALIGNMENT) * ALIGNMENT
     return places, at
 
 
+def _filled(kernel: Kernel) -> set[str]:
+    """The arrays that bulk copies fill."""
+    return {box(s)[1].buffer for s in walk(kernel.body) if isinstance(s, Copy)}
+
+
 def _shared(b: Builder, kernel: Kernel, name: str) -> tuple[str, dict[str, Value]]:
     """The declarations of shared arrays, and their addresses: each its own, or all in one that the launch sizes."""
+    filled = _filled(kernel)
     if not shared_bytes(kernel):
         text, at = "", {}
         for x in kernel.locals:
-            if x.space == "shared":
+            if x.space in IN_SHARED:
                 at[x.name] = f"@{name}.{_plain(x.name)}"
-                elem = scalar.memory(x.dtype)
-                text += f"{at[x.name]} = internal addrspace(3) global [{x.size} x {elem}] poison, align {ALIGNMENT}\n"
+                array, align = f"[{x.size} x {scalar.memory(x.dtype)}]", SWIZZLED if x.name in filled else ALIGNMENT
+                text += f"{at[x.name]} = internal addrspace(3) global {array} poison, align {align}\n"
         return text, {n: b.pure(PTR, f"addrspacecast ptr addrspace(3) {p} to ptr", 0) for n, p in at.items()}
-    base = b.pure(PTR, f"addrspacecast ptr addrspace(3) @{name}.shared to ptr", 0)
-    text = f"@{name}.shared = external addrspace(3) global [0 x i8], align {ALIGNMENT}\n"
+    base = b.pure(PTR, f"addrspacecast ptr addrspace(3) @{name}_shared to ptr", 0)
+    align = SWIZZLED if filled else ALIGNMENT
+    text = f"@{name}_shared = external addrspace(3) global [0 x i8], align {align}\n"
     return text, {n: b.offset(base, "i8", at) for n, at in _places(kernel)[0].items()}
 
 
@@ -280,5 +299,10 @@ _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umi
     nvvm.cp.async.cg.shared.global.16 nvvm.cp.async.ca.shared.global.8 nvvm.cp.async.ca.shared.global.4
     nvvm.cp.async.cg.shared.global.16.s nvvm.cp.async.ca.shared.global.8.s nvvm.cp.async.ca.shared.global.4.s
     nvvm.cp.async.commit.group nvvm.cp.async.wait.group
+    nvvm.mbarrier.init.shared nvvm.fence.mbarrier_init.release.cluster nvvm.mbarrier.arrive.scope.cta.space.cta
+    nvvm.mbarrier.expect.tx.scope.cta.space.cta nvvm.mbarrier.try.wait.parity.scope.cta.space.cta
+    nvvm.cp.async.bulk.tensor.g2s.tile.2d nvvm.cp.async.bulk.tensor.g2s.tile.3d nvvm.cp.async.bulk.tensor.g2s.tile.4d
+    nvvm.cp.async.bulk.tensor.g2s.tile.5d nvvm.prefetch.tensormap.p0 nvvm.setmaxnreg.inc.sync.aligned.u32
+    nvvm.setmaxnreg.dec.sync.aligned.u32 nvvm.wgmma.fence.sync.aligned nvvm.wgmma.commit_group.sync.aligned
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
 _SAFE = frozenset(_SAFE_NAMES.split())

@@ -25,6 +25,7 @@ from dataclasses import replace
 from math import prod
 
 from ..errors import VerifyError
+from ..kernel.concurrent import Arrive, Await, Copy, Role, Roles
 from ..kernel.kernel import (
     Affine,
     Barrier,
@@ -43,7 +44,7 @@ from ..kernel.kernel import (
     stores,
     written,
 )
-from . import copies, scalar
+from . import copies, roles, scalar, wgmma
 from .builder import I32, Builder, Value
 from .emit import Emitter
 
@@ -66,6 +67,8 @@ def threads_of(kernel: Kernel) -> int:
                 lanes = WARP if s.binding in ("warp", "lane") else 1
                 most = max(most, t, w * lanes)
                 visit(s.body, t, w)
+            elif isinstance(s, Roles):
+                most = max(most, sum(r.warps for r in s.body) * WARP)
             elif isinstance(s, Tile):
                 visit(s.body, threads, warps)
 
@@ -87,6 +90,7 @@ def distribution(kernel: Kernel) -> dict[str, int]:
         if x.buffer in private:
             uses.setdefault(x.buffer, []).append((x, dealt))
     across: dict[str, int] = {}
+    wgmma.check(kernel)
     for name, accesses in uses.items():
         terms = {_dealt_terms(x, dealt) for x, dealt in accesses}
         dimensions = {s[0] for t in terms for s in t}
@@ -134,7 +138,7 @@ def _accesses(stmts: Iterable[Stmt], dealt: Mapping[str, Loop]) -> Iterator[tupl
                     yield x, dealt
         elif isinstance(s, Loop):
             yield from _accesses(s.body, {**dealt, s.axis: s} if s.binding in LEVELS else dealt)
-        elif isinstance(s, Tile):
+        elif isinstance(s, Tile) and s.name != "wgmma":
             yield from _accesses(s.body, dealt)
 
 
@@ -162,6 +166,9 @@ class ThreadEmitter(Emitter):
         super().__init__(kernel, b, pointers, status)
         self.aligned = aligned
         self.threads = threads_of(kernel)
+        self.first_warp, self.warps = 0, max(1, self.threads // WARP)  # of the role at hand
+        self.together = roles.has_roles(kernel)
+        self.single = False  # a role of one thread
         self.spread = distribution(kernel)
         self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
@@ -180,7 +187,19 @@ class ThreadEmitter(Emitter):
         if binding == "block":
             return self._register("ctaid.x")
         tid = self._register("tid.x")
-        return tid if binding == "thread" else b.lshr(tid, 5) if binding == "warp" else b.and_(tid, WARP - 1)
+        if binding != "warp":
+            return tid if binding == "thread" else b.and_(tid, WARP - 1)
+        warp = b.lshr(tid, 5)
+        if self.together:  # so that the machine knows that all lanes agree
+            warp = shuffle(b, warp, "idx", 0)
+        return b.sub(warp, self.first_warp) if self.first_warp else warp
+
+    @contextmanager
+    def only(self, first_warp: int, warps: int) -> Iterator[None]:
+        """What follows is for some warps of the block, which are counted from the first of them."""
+        self.first_warp, self.warps = first_warp, warps
+        yield
+        self.first_warp, self.warps = 0, self.threads // WARP
 
     def decompose(self, flat: Value, axes: list[tuple[str, int]], first_free: bool = False) -> None:
         """Give axes their values from one flat number, the innermost fastest."""
@@ -214,7 +233,7 @@ class ThreadEmitter(Emitter):
         saved = [(a, self.env.get(a), self.extents.get(a)) for a, _ in axes]
         self.decompose(flat, axes)
         self.bound |= dict.fromkeys((a for a, _ in axes), s.binding)
-        there = {"thread": self.threads, "warp": max(1, self.threads // WARP), "lane": WARP}[s.binding]
+        there = {"thread": self.threads, "warp": self.warps, "lane": WARP}[s.binding]
         some = self.b.icmp("ult", flat, count) if count < there else None
         if s.binding == "lane":
             self.ambient = some
@@ -227,8 +246,10 @@ class ThreadEmitter(Emitter):
             del self.bound[a]
             self.env[a], self.extents[a] = value, extent
 
-    def synchronise(self, s: Barrier | Commit | Wait) -> None:
+    def synchronise(self, s: Barrier | Commit | Wait | Arrive | Await) -> None:
         b = self.b
+        if isinstance(s, Arrive | Await):
+            return roles.emit(self, s)
         if isinstance(s, Commit):
             b.line("call void @llvm.nvvm.cp.async.commit.group()")
         elif isinstance(s, Wait):
@@ -241,7 +262,12 @@ class ThreadEmitter(Emitter):
             b.touch(self._written)
 
     def tile(self, s: Tile) -> None:
-        self.body(s.body)
+        if isinstance(s, Roles | Role | Copy):
+            roles.emit(self, s)
+        elif s.name == "wgmma":
+            wgmma.emit(self, s)
+        else:
+            self.body(s.body)
 
     def store(self, s: Store, value: Value | None = None) -> None:
         """Registers: every thread its own.  Memory: the threads that the loops around choose, else the first."""

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from ..graph.types import f32
 from .bounds import interval
+from .concurrent import Arrive, Await, Copy, Role
 from .kernel import (
     Affine,
     Apply,
@@ -56,6 +57,8 @@ def free_block(kernel: Kernel) -> Loop | None:
     if not isinstance(s, Loop) or s.binding != "block":
         return None
     for t in walk(s.body):
+        if isinstance(t, Copy):
+            return None  # tensor maps are made for all of a parameter
         if isinstance(t, Loop) and isinstance(t.extent, Affine) and t.extent.coef(s.axis):
             return None
         if isinstance(t, Store):
@@ -159,13 +162,19 @@ class _Writer:
             for c in s.body:
                 self.stmt(c)
             self.out.append("}")
-        elif isinstance(s, Tile):
-            self.out.append(f"tile {s.name}")
-            for c in s.body:
+        elif isinstance(s, Tile | Arrive | Await):
+            self.out.append(self.words(s))
+            for c in getattr(s, "body", ()):
                 self.stmt(c)
             self.out.append("}")
         else:
             self.out.append(repr(s))
+
+    def words(self, s: Tile | Arrive | Await) -> str:
+        if not isinstance(s, Copy | Arrive | Await):
+            return f"role {s.warps}" if isinstance(s, Role) else f"tile {s.name}"
+        phase = self.affine(s.phase) if isinstance(s, Await) else ""
+        return f"{type(s).__name__} {self.buffers[s.token]}[{self.index(s.index)}] {phase}"
 
     def expr(self, e: Expr) -> str:
         """The name of the line that holds the expression; equal parts have one line."""

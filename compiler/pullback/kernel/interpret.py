@@ -8,6 +8,7 @@ stores with `other='any'` write poison outside of their masks.  Every access tha
 prove inside its buffer is checked, dimension by dimension.
 
 Asynchronous stores go through a queue of groups: an element is poison from its store to the wait that covers it.
+Roles and tokens: `coroutines.py`.
 
 A loop whose iterations provably touch different elements runs in lockstep: its axis is then an array
 instead of a number, and numpy does the rest.  The generated text is the same in both cases.
@@ -22,6 +23,8 @@ import numpy as np
 
 from ..errors import PullbackError
 from ..graph.types import DType
+from .concurrent import Arrive, Await, Copy, Roles
+from .coroutines import in_order, translate
 from .kernel import (
     Affine,
     AxisValue,
@@ -220,6 +223,8 @@ class Evaluator:
             self._store(s, depth)
         elif isinstance(s, Loop):
             self._loop(s, depth)
+        elif isinstance(s, Roles | Copy | Arrive | Await):
+            translate(self, s, depth)
         elif isinstance(s, Tile):
             for c in s.body:
                 self._stmt(c, depth)
@@ -272,6 +277,8 @@ class Evaluator:
         all its accesses have the same index, which moves with this axis and with no axis bound inside."""
         lanes = prod(self.lanes.values())
         if not self.lockstep or not isinstance(s.extent, int) or s.extent * lanes > MAX_LANES or s.extent < 2:
+            return False
+        if in_order(s.body):
             return False
         bound = {c.axis for c in walk(s.body) if isinstance(c, Loop)}
         if any(isinstance(c, Loop) and not isinstance(c.extent, int) for c in walk(s.body)) or s.axis in bound:

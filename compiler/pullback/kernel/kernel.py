@@ -188,8 +188,8 @@ Stmt = Store | Loop | Tile | Barrier | Commit | Wait
 # ---- buffers and kernels --------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A named array.  space: global (a parameter) | local (memory of one worker) | register | shared.
-    `strides` in elements; () means C-contiguous."""
+    """A named array.  space: global (a parameter) | local (memory of one worker) | register | shared | token
+    (`concurrent.py`).  `strides` in elements; () means C-contiguous."""
 
     name: str
     shape: tuple[int, ...]
@@ -409,6 +409,8 @@ def subst(stmts: tuple[Stmt, ...], env: dict[str, Affine]) -> tuple[Stmt, ...]:
             )
         if isinstance(s, Loop) and isinstance(s.extent, Affine):
             return (replace(s, extent=s.extent.subst(env)),)
+        if hasattr(s, "token"):  # (`concurrent.py`)
+            return (s.subst(env),)
         return (s,)
 
     return map_stmts(stmts, one)

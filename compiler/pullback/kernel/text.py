@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import PullbackError
 from ..graph.types import DTYPES, DType, bool_, f32, i64
+from .concurrent import Arrive, Await, Copy, Role, Roles, words
 from .kernel import (
     Affine,
     Apply,
@@ -103,8 +105,11 @@ def print_stmt(s: Stmt, depth: int = 0) -> list[str]:
         return [f"{pad}{'barrier' if isinstance(s, Barrier) else 'commit'}"]
     if isinstance(s, Wait):
         return [f"{pad}wait {s.pending}"]
-    head = f"tile {s.name}" if isinstance(s, Tile) else f"{loop_words(s)} {s.axis} < {s.extent}"
-    return [pad + head] + [line for c in s.body for line in print_stmt(c, depth + 1)]
+    if isinstance(s, Loop):
+        head = f"{loop_words(s)} {s.axis} < {s.extent}"
+    else:
+        head = words(s)
+    return [pad + head] + [line for c in getattr(s, "body", ()) for line in print_stmt(c, depth + 1)]
 
 
 def loop_words(s: Loop) -> str:
@@ -383,13 +388,14 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
     lets: dict[str, Expr] = {}
     while line is not None and line[0] > outside:
         indent, p = line
-        if p.peek("tile", *ROLES, *BINDINGS):
+        if p.peek("tile", "roles", "role", "copy") and not (len(p.tokens) > 1 and p.tokens[1][1] in ("[", "=")):
+            whole = _tile(p)
+            p.end()
+            body, line = _block(rest, next(rest, None), indent)
+            out.append(replace(whole, body=body))
+            continue
+        if p.peek(*ROLES, *BINDINGS):
             words = [p.kind("name")]
-            if words == ["tile"]:
-                title = p.kind("name", "the tile's name")
-                body, line = _block(rest, next(rest, None), indent)
-                out.append(Tile(title, body))
-                continue
             if p.peek(*ROLES) and len(p.tokens) > 2 and p.tokens[2][1] != "<":
                 words.append(p.kind("name"))
             axis = p.kind("name", "an axis")
@@ -407,6 +413,12 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
             out.append(Commit())
         elif p.take("wait"):
             out.append(Wait(p.integer()))
+        elif p.take("arrive"):
+            out.append(Arrive(*_token(p)))
+        elif p.take("await"):
+            token = _token(p)
+            p.need("phase")
+            out.append(Await(*token, p.affine()))
         elif p.take("let"):
             title = p.kind("name")
             p.need("=")
@@ -426,3 +438,22 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
         p.end()
         line = next(rest, None)
     return tuple(out), line
+
+
+def _tile(p: Parser) -> Tile:
+    """A tile of any kind, still without its body."""
+    if p.take("roles"):
+        return Roles("roles", ())
+    if p.take("copy"):
+        return Copy("copy", (), *_token(p))
+    if p.take("role"):
+        name = p.kind("name", "the role's name")
+        p.need("warps")
+        return Role(name, (), p.integer())
+    p.need("tile")
+    return Tile(p.kind("name", "the tile's name"), ())
+
+
+def _token(p: Parser) -> tuple[str, tuple[Affine, ...]]:
+    name = p.kind("name", "a token")
+    return name, tuple(p.list("]", p.affine)) if p.take("[") else ()

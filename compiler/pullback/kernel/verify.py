@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
+from . import concurrent
 from .bounds import Range, highest, interval, may_meet, tighten, within
+from .concurrent import Arrive, Await, Copy, Role, Roles
 from .flight import broken_rule
 from .kernel import (
     Affine,
@@ -41,6 +43,7 @@ from .kernel import (
     walk_expr,
 )
 from .plan_verify import verify_plan
+from .products import wgmma_rule
 from .scalars import SCALARS
 from .text import BINDINGS, ROLES, loop_words, print_stmt
 
@@ -88,8 +91,9 @@ def verify(kernel: Kernel, target: Target | None = None) -> None:
             if isinstance(s, Loop) and s.binding in ("thread", "warp", "lane") and s.binding not in dict(target.ids):
                 raise VerifyError(f"kernel {kernel.name}: {target.name} has no loops bound to {s.binding}")
         for b in kernel.locals:
-            if b.space == "shared" and b.space not in dict(target.spaces):
-                raise VerifyError(f"kernel {kernel.name}: {target.name} has no shared memory for {b.name}")
+            if b.space in ("shared", "token") and b.space not in dict(target.spaces):
+                what = "shared memory" if b.space == "shared" else "tokens"
+                raise VerifyError(f"kernel {kernel.name}: {target.name} has no {what} for {b.name}")
 
 
 class _Verifier:
@@ -120,7 +124,7 @@ class _Verifier:
         for b in self.buffers.values():
             if (b.space == "global") != (b in k.params):
                 raise self.fail(f"{b.name}: parameters are global, locals are not; got {b.space}")
-            if b.space not in ("global", "local", "register", "shared"):
+            if b.space not in ("global", "local", "register", "shared", "token"):
                 raise self.fail(f"{b.name}: no such space: {b.space}")
             if any(n < 0 for n in b.shape) or (b.strides and len(b.strides) != len(b.shape)):
                 raise self.fail(f"{b.name}: shape {b.shape} and strides {b.strides} do not go together")
@@ -132,7 +136,7 @@ class _Verifier:
             self.independent(loop, end)
         if self.several:
             self.ranges_apart()
-        if broken := broken_rule(k):
+        if broken := broken_rule(k) or concurrent.broken_rule(k):
             self.stmt, reason = broken
             raise self.fail(reason)
 
@@ -146,11 +150,20 @@ class _Verifier:
                 self.store(s)
             elif isinstance(s, Loop):
                 self.loop(s, outermost and (len(stmts) == 1 or (all(_is_block(t) for t in stmts) and not self.path)))
+            elif isinstance(s, Copy | Arrive | Await):
+                self.signal(s)
             elif isinstance(s, Tile):
                 check_tile(self, s)
                 self.body(s.body, False)
             elif not isinstance(s, Barrier | Commit | Wait):
                 raise self.fail(f"no statement: {type(s).__name__}")
+
+    def signal(self, s: concurrent.Signal) -> None:
+        self.index(self.buffer(s.token), s.index, ())
+        if isinstance(s, Await):
+            self.axes_bound(s.phase)
+        elif isinstance(s, Copy):
+            self.body(s.body, False)
 
     def loop(self, s: Loop, outermost: bool) -> None:
         if s.role not in ROLES or s.binding not in BINDINGS:
@@ -358,7 +371,7 @@ def _headline(s: Stmt) -> str:
     if isinstance(s, Loop):
         return f"{loop_words(s)} {s.axis} < {s.extent}"
     if isinstance(s, Tile):
-        return f"tile {s.name}"
+        return concurrent.words(s)
     text = print_stmt(s)[-1]
     return text if len(text) < 300 else text[:300] + "..."
 
@@ -366,7 +379,9 @@ def _headline(s: Stmt) -> str:
 # ---- tiles ----------------------------------------------------------------------------------------------
 def check_tile(v: _Verifier, tile: Tile) -> None:
     """The body must be what the emitter will make of the name."""
-    check = {"transpose": _transpose, "fold": _fold}.get(tile.name)
+    if isinstance(tile, Role | Roles):
+        return
+    check = {"transpose": _transpose, "fold": _fold, "wgmma": lambda t: wgmma_rule(t, v.buffers)}.get(tile.name)
     if check is None:
         raise v.fail(f"no tile {tile.name!r}")
     reason = check(tile)
