@@ -11,12 +11,12 @@ from typing import NoReturn
 import numpy as np
 
 from ..errors import TraceError, UnknownAttribute
-from ..graph.graph import Node, make
+from ..graph.graph import Node, current_loc, make
 from ..graph.types import DType
 from ..ops import elementwise as ew
 from ..ops import rules as xp  # the array functions, looked up when used
 from ..ops.op import Op
-from .promotion import promoted
+from .promotion import fill, promoted
 
 ADD, SUB, MUL, DIV, NEG, ABS = ew.Add(), ew.Sub(), ew.Mul(), ew.Div(), ew.Neg(), ew.Abs()
 
@@ -356,4 +356,10 @@ def binary(op: Op, a, b) -> Tensor:
         x, y = a.node, b.node
         if x.type.dtype is y.type.dtype and x.type.shape == y.type.shape:
             return Tensor(make(op, x, y))
+    elif type(a) is float or type(b) is float:  # the usual constants, the quick way
+        x = getattr(b if type(a) is float else a, "node", None)
+        if x is not None and x.type.dtype.is_float:
+            loc = current_loc()
+            y = fill(a if type(a) is float else b, x.type.dtype, x.type.shape, loc)
+            return Tensor(make(op, *((y, x) if type(a) is float else (x, y)), loc=loc))
     return Tensor(make(op, *promoted(a, b)))

@@ -7,12 +7,13 @@ whatever the outputs reach.  Nodes are frozen; a pass builds new ones.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .types import Type
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from ..ops.op import Op
 
 
-@dataclass(frozen=True, slots=True)
-class Loc:
+class Loc(NamedTuple):
     """Where in the model script a node comes from; `gradient`: it belongs to that line's derivative."""
 
     file: str
@@ -39,15 +39,18 @@ class Loc:
 NOWHERE = Loc("<unknown>", 0)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Node:
-    """One operation.  `tag` != 0 marks a recomputed copy: cse never merges nodes of different tags."""
+    """One operation.  `tag` != 0 marks a recomputed copy: cse never merges nodes of different tags.
 
-    op: Op
-    inputs: tuple[Node, ...]
-    type: Type
-    loc: Loc = NOWHERE
-    tag: int = 0
+    Frozen, but by `Final` alone: a check at run time would take most of the time that making a node takes.
+    """
+
+    op: Final[Op]
+    inputs: Final[tuple[Node, ...]]
+    type: Final[Type]
+    loc: Final[Loc] = NOWHERE
+    tag: Final[int] = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,17 +71,23 @@ class Node:
 _loc: ContextVar[Loc | None] = ContextVar("pullback_loc", default=None)
 
 
-@contextmanager
-def loc_scope(loc: Loc) -> Iterator[None]:
+class loc_scope:  # as a generator it would be slower
     """Nodes made inside get `loc` (autodiff: the forward node's place, marked as its gradient)."""
-    token = _loc.set(loc)
-    try:
-        yield
-    finally:
-        _loc.reset(token)
+
+    __slots__ = ("loc", "token")
+
+    def __init__(self, loc: Loc):
+        self.loc = loc
+
+    def __enter__(self) -> None:
+        self.token = _loc.set(self.loc)
+
+    def __exit__(self, *exception: object) -> None:
+        _loc.reset(self.token)
 
 
 _PACKAGE = __name__.rsplit(".", 2)[0] + "."  # frames of this package are not the user's
+_FILES = __file__.removesuffix(f"graph{os.sep}graph.py")
 
 
 def current_loc() -> Loc:
@@ -87,7 +96,10 @@ def current_loc() -> Loc:
     if scoped is not None:
         return scoped
     frame = sys._getframe(1)
-    while frame is not None and (frame.f_globals.get("__name__", "") + ".").startswith(_PACKAGE):
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(_FILES)  # (quick; made methods have no file)
+        or (frame.f_globals.get("__name__", "") + ".").startswith(_PACKAGE)
+    ):
         frame = frame.f_back
     if frame is None:
         return NOWHERE

@@ -26,8 +26,8 @@ from .simplify import simplify
 Pass = Callable[[Graph], Graph]
 T = TypeVar("T", Graph, Program)
 
-PASSES: tuple[Pass, ...] = (settle, cse, simplify, cse, dce)
-"""In order.  cse goes before simplify too: rules that must not duplicate work count readers."""
+PASSES: tuple[Pass, ...] = (settle, cse, simplify, dce)
+"""In order.  cse goes first, as rules that must not duplicate work count readers; simplify merges what it makes."""
 
 WHOLE: frozenset[Pass] = frozenset({settle})
 """Passes that go into regions themselves, from the outside in."""

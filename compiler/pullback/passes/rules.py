@@ -12,6 +12,7 @@ from ..graph.graph import NOWHERE, Graph, Node, rewrite, same_or_replaced
 from ..graph.types import DType, TensorType
 from ..ops.leaf import Constant, Fill
 from ..ops.op import Op
+from .cse import Values
 from .fold import folded
 
 CONSTANT = frozenset((Fill, Constant))
@@ -49,6 +50,7 @@ class Builder:
         self.old_uses = Counter([x for n in graph.nodes for x in n.inputs])
         self.old_uses.update(graph.outputs)
         self.new_uses: dict[Node, int] = {}
+        self.values = Values()
         self.loc, self.tag = NOWHERE, 0
 
     def uses(self, node: Node) -> int:
@@ -63,6 +65,15 @@ class Builder:
         return new
 
     def simplest(self, node: Node) -> Node:
+        """The simplest form of a node, which equal nodes share."""
+        key = self.values.key(node, node.inputs)
+        found = self.values.first.get(key)
+        if found is None:
+            simple = self._simplest(node)
+            found = self.values.first[key] = simple if simple is node else self.values.of(simple, simple.inputs)
+        return found
+
+    def _simplest(self, node: Node) -> Node:
         if not node.inputs or type(node.inputs[0].op) in CONSTANT:
             constant = folded(node)
             if constant is not None:
@@ -84,4 +95,4 @@ class Builder:
         return self.fill_node(value, like.type.dtype, like.type.shape)
 
     def fill_node(self, value: float | int | bool, dtype: DType, shape: tuple[int, ...]) -> Node:
-        return Node(Fill(value, dtype, shape), (), TensorType(dtype, shape), self.loc, self.tag)
+        return self.values.of(Node(Fill(value, dtype, shape), (), TensorType(dtype, shape), self.loc, self.tag), ())
