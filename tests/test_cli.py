@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import zlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import pytest
 
 import pullback_runtime as rt
 from pullback.cli import _STAGES, main
+from pullback.codegen import sass
 from pullback.config import Options, flag, table
 from pullback.graph.text import parse_program
 from pullback.kernel.text import parse_kernel
+from pullback_runtime.format import PTX_SECTION
+from pullback_runtime.sections import read_section
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.py"
@@ -241,7 +245,7 @@ def test_mistakes_are_one_line(built, fails, tmp_path):
 
 def test_unknown_stage(capsys):
     with pytest.raises(SystemExit):
-        main(["inspect", str(DIGITS), "--stage", "sass"])
+        main(["inspect", str(DIGITS), "--stage", "tokens"])
     assert "graph, gradient" in capsys.readouterr().err.replace("'", "")
 
 
@@ -251,9 +255,37 @@ def test_ptx_of_a_script(show, fails, tmp_path):
     assert re.findall(r"^// (sm_\d+)$", text, re.M) == ["sm_80", "sm_90"]
     assert len(re.findall(r"^\.visible \.entry k_\w+_sm_80\($", text, re.M)) > 2
     assert "thread" in show(*command, "--stage", "schedule")
-    assert "artifacts hold no GPU code yet" in fails(*BUILD, "--target", "cpu,cuda")
     assert "unknown GPU 'sm_1': expected one of sm_80" in fails(*command, "--gpu", "sm_1", "--stage", "ptx")
     assert "--target tpu: expected cpu, cuda or cpu,cuda" in fails(*command[:-1], "tpu", "--stage", "ptx")
+
+
+def test_artifacts_with_ptx(show, fails, tmp_path):
+    """Code for GPUs alone, and beside a processor's; every stage can be looked at again."""
+    for target in ("cuda", "cpu,cuda"):
+        out = tmp_path / f"{target.replace(',', '_')}.so"
+        command = [*BUILD, "-o", out, "--target", target, "--gpu", "sm_80, sm_90a,sm_80", "--timings"]
+        assert re.search(r"ms  ptx$", show(*command), re.M)
+        manifest = rt.inspect(out)
+        assert [g.name for g in manifest.gpus] == ["sm_80", "sm_90a"]
+        assert [x.name for x in manifest.levels] == (["native"] if "cpu" in target else [])
+        text = show("inspect", out, "--stage", "ptx")
+        for g in manifest.gpus:
+            held = zlib.decompress(read_section(out, PTX_SECTION + g.name)[1]).decode()
+            assert f"// {g.name}\n{held}" in text and f".version {g.ptx}\n.target {g.name}\n" in held
+        assert '"gpus"' in show("inspect", out)
+    message = fails(*BUILD, "--target", "cuda", "--header", tmp_path / "x.h")
+    assert "--header is of code for processors, but the target is cuda" in message
+
+
+def test_sass(show, fails, monkeypatch):
+    command = ("inspect", DIGITS, "--dim", "batch=4", "--function", "predict", "--stage", "sass")
+    assert "sass is of code for GPUs: --target cuda" in fails(*command)
+    with monkeypatch.context() as m:
+        m.setattr(sass, "cuda_tool", lambda name: None)
+        assert "sass needs ptxas and nvdisasm of CUDA" in fails(*command, "--target", "cuda")
+    if not all(map(sass.cuda_tool, ("ptxas", "nvdisasm"))):
+        pytest.skip("ptxas and nvdisasm were not found")
+    assert re.search(r"^// sm_90\n(.*\n)+.*\bEXIT\b", show(*command, "--target", "cuda"), re.M)
 
 
 # ---- processes ------------------------------------------------------------------------------------------

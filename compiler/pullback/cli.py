@@ -56,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("script", type=Path, metavar="SCRIPT_OR_ARTIFACT")
     inspect.add_argument(
         "--stage",
-        choices=(*_STAGES, "manifest"),
+        choices=(*_STAGES, "sass", "manifest"),
         metavar="STAGE",
-        help=f"{' | '.join(_STAGES)}, of an artifact also manifest (default: graph, manifest)",
+        help=f"{' | '.join(_STAGES)} | sass (needs CUDA's tools), of an artifact also manifest (default: graph, "
+        "manifest)",
     )
     inspect.add_argument("--function", action="append", default=[], metavar="NAME", help="only this one (repeatable)")
     _add_options(inspect)
@@ -117,6 +118,8 @@ def _trace(args: argparse.Namespace):
 def _build(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     options, out = _options(args), args.output or Path(args.script.stem + ".so")
+    if args.header and "cpu" not in options.target:
+        raise BuildError(f"--header is of code for processors, but the target is {options.target}")
     with _Progress(args.quiet) as show:
         show("trace")
         program = _trace(args)
@@ -183,7 +186,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
         if args.function:
             program = stages.select(program, args.function)
-        text = stages.STAGES[stage](Build(program, options, show))
+        text = {**stages.STAGES, **stages.WITH_TOOLS}[stage](Build(program, options, show))
     print(text, end="", flush=True)
     return 0
 

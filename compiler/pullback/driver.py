@@ -199,10 +199,18 @@ def write(path: Path, artifact: bytes) -> None:
     write_atomically(path, artifact, mode=0o755)
 
 
-def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | None = None, **options):
+def build(
+    *functions: ScriptFunction,
+    dims=None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str | None = None,
+    **options,
+):
     """Compile `@pb.function`s and load them: `pb.build(train, predict, dims={"batch": 64})`.
 
     dims: "batch" or "predict.batch" -> a size, or several.  options: the fields of `pullback.config.Options`.
+    device: where to run, as in `rt.load`; by default the processor, if the target has it.
     Returns a `pullback_runtime.Program`, the same that `rt.load` gives of a file.
     """
     import pullback_runtime as rt
@@ -213,12 +221,14 @@ def build(*functions: ScriptFunction, dims=None, seed: int = 0, threads: int | N
     known = [f.name for f in fields(Options)]
     for name in options:
         if name not in known:
-            raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, {', '.join(known)}")
+            raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, device, {', '.join(known)}")
     program = trace_functions(functions, dims=dims)
     with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
         path = Path(folder) / f"{program.name}.so"
-        write(path, compile_program(program, Options(**options)))
-        return rt.load(path, seed=seed, threads=threads)
+        chosen = Options(**options)
+        write(path, compile_program(program, chosen))
+        device = device or ("cpu" if "cpu" in chosen.target else "cuda")
+        return rt.load(path, seed=seed, threads=threads, device=device)
 
 
 def jit(function: ScriptFunction) -> Callable:

@@ -26,6 +26,26 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(_NUMPY[name])
 
 
+_GPU = (2, 13)
+"""DLPack's kinds of CUDA's devices: plain and managed memory."""
+
+
+def device_of(value: object) -> tuple[int, int] | None:
+    """DLPack's kind and number of the device that an array lies on; None if it does not say."""
+    if hasattr(value, "__dlpack_device__"):
+        with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
+            kind, number = value.__dlpack_device__()
+            return int(kind), int(number)
+    return None
+
+
+def is_on_gpu(value: object) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return False
+    where = device_of(value)
+    return where[0] in _GPU if where else hasattr(type(value), "__cuda_array_interface__")
+
+
 def as_array(value, what: str) -> np.ndarray:
     """`value` as a numpy array, without a copy if it is one or speaks DLPack (torch, jax, ...).
 
@@ -39,7 +59,10 @@ def as_array(value, what: str) -> np.ndarray:
             return np.from_dlpack(value)
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as e:
+    except (ValueError, TypeError, RuntimeError, BufferError) as e:
+        if is_on_gpu(value):
+            how = "load the program with device='cuda', or copy the array to the host"
+            raise ArgumentError(f"{what}: expected an array in host memory, got one on a GPU: {how}") from None
         raise ArgumentError(f"{what}: expected an array, got {type(value).__name__} ({e})") from None
     if array.dtype == object:
         raise ArgumentError(f"{what}: expected an array, got {type(value).__name__}")

@@ -69,6 +69,7 @@ def add_train(commands) -> None:
     add("--validation", type=float, default=0.0, metavar="FRACTION", help="hold out this part of the samples")
     add("--no-shuffle", action="store_true", help="take samples in the order of the files")
     add("--seed", type=_count, default=0, metavar="N", help="of initial state, shuffling and split (default 0)")
+    add("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N, for an NVIDIA GPU")
     add("--threads", type=_count, metavar="N", help="default: one for each processor; the bits do not depend on it")
     add("--checkpoint", type=Path, metavar="FOLDER", help="save there after each epoch, and go on from there")
     add("--checkpoint-every", type=_count, default=0, metavar="STEPS", help="also save after so many steps")
@@ -89,7 +90,7 @@ def _train(args: argparse.Namespace) -> int:
     from .training import fit, split
 
     try:
-        program = load(args.artifact, seed=args.seed, threads=args.threads or None)
+        program = load(args.artifact, seed=args.seed, threads=args.threads or None, device=args.device)
         for name in filter(None, (args.function, args.evaluate)):
             if name not in program.functions:
                 raise DataError(f"{args.artifact} has no function {name!r}: it has {', '.join(program.functions)}")

@@ -33,3 +33,11 @@ class StateError(RuntimeFailure, ValueError):
 
 class DataError(RuntimeFailure, ValueError):
     """A data file that cannot be read, or data that does not fit a function's inputs."""
+
+
+class DeviceError(RuntimeFailure, RuntimeError):
+    """A GPU, its driver or the package that speaks to it is missing, too old, or failed."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A program needs more memory than its GPU has left."""

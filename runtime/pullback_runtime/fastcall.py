@@ -15,7 +15,7 @@ import numpy as np
 from .arrays import numpy_dtype
 
 if TYPE_CHECKING:
-    from .function import Binding
+    from .function import HostBinding
 
 _MISSING = object()
 """Stands for inputs that are not given."""
@@ -38,7 +38,7 @@ def call(_function, {parameters}*_rest, **_unknown):
 """
 
 
-def has_fast_path(binding: Binding) -> bool:
+def has_fast_path(binding: HostBinding) -> bool:
     """Plain arrays in and out: no nested inputs, nothing to convert, nothing to print."""
     entry = binding.entry
     flat = entry.inputs["dict"] if entry.inputs else {}
@@ -52,7 +52,7 @@ def has_fast_path(binding: Binding) -> bool:
     )
 
 
-def make_fast_path(binding: Binding) -> Callable:
+def make_fast_path(binding: HostBinding) -> Callable:
     """The function for `binding`; it is called with the `Function`, then the inputs."""
     entry, context = binding.entry, binding.context
     names = list(entry.inputs["dict"]) if entry.inputs else []

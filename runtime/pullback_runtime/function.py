@@ -1,7 +1,7 @@
 """Calling a compiled function: inputs matched and checked, the step run, results rebuilt.
 
 Arrays that are exactly right take the fast path (`fastcall.py`); everything else goes the general way, which
-converts, or explains what is wrong.
+converts, or explains what is wrong.  A `Function` is the same for processors and GPUs; `Binding` has two kinds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from . import library
 from .arrays import as_array, convert, numpy_dtype, raw
 from .errors import ArgumentError, ArgumentShapeError, CheckError, NotFiniteError, RuntimeFailure
 from .fastcall import has_fast_path, make_fast_path
+from .format import Array, Call, Manifest
 from .format import Function as Entry
-from .format import Manifest
 
 LONG_STEP = 0.005
 """Steps that take longer (in seconds) can be interrupted in the middle; shorter ones end first."""
@@ -27,11 +27,11 @@ LONG_STEP = 0.005
 class Function:
     """A callable of an artifact: one or several bindings (compiled shapes) of one name."""
 
-    def __init__(self, context: library.Context, manifest: Manifest, name: str, entries):
-        self.name, self.bindings = name, [Binding(context, manifest, i, e) for i, e in entries]
+    def __init__(self, name: str, bindings: list[Binding]):
+        self.name, self.bindings = name, bindings
         self._paths: dict[Binding, Callable] = {}
-        self._fast = self._path(self.bindings[0])
-        first = entries[0][1]
+        self._fast = self._path(bindings[0])
+        first = bindings[0].entry
         self.__name__ = self.__qualname__ = name
         self.__doc__ = f"Compiled from {first.file}:{first.line}.  Compiled for " + "; ".join(
             b.signature() for b in self.bindings
@@ -70,8 +70,7 @@ class Function:
     def _path(self, binding: Binding) -> Callable:
         """The fast path of a binding; the general way if it has none."""
         if binding not in self._paths:
-            fast = has_fast_path(binding)
-            self._paths[binding] = make_fast_path(binding) if fast else Function._any
+            self._paths[binding] = binding.fast_path() or Function._any
         return self._paths[binding]
 
     def _any(self, *args, **kwargs):
@@ -85,14 +84,13 @@ class Function:
         entry = self.bindings[0].entry
         values = self._flatten(args, kwargs, entry)
         names = [f"{self.name}: input {a.name!r}" for a in entry.arguments]
-        arrays = [as_array(v, n) for v, n in zip(values, names, strict=True)]
+        arrays = [self.bindings[0].array(v, n) for v, n in zip(values, names, strict=True)]
         binding, cut = self._choose(arrays)
         entry = binding.entry
-        converted = [convert(x, a.dtype, n) for x, a, n in zip(arrays, entry.arguments, names, strict=True)]
+        converted = [binding.convert(x, a, n) for x, a, n in zip(arrays, entry.arguments, names, strict=True)]
         if cut is not None:
-            converted = [_pad(x, a.shape) for x, a in zip(converted, entry.arguments, strict=True)]
-        converted = [x.copy() if binding.overlaps_state(x) else x for x in converted]
-        if cut is None:
+            converted = [binding.pad(x, a) for x, a in zip(converted, entry.arguments, strict=True)]
+        else:
             self._fast = self._path(binding)
         return binding.run(converted, cut)
 
@@ -185,27 +183,34 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _pad(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Repeat the last row of a smaller batch, so that padding is data like any other (no index out of range)."""
-    if x.shape == shape:
-        return x
-    widths = [(0, n - m) for m, n in zip(x.shape, shape, strict=True)]
-    return np.ascontiguousarray(np.pad(x, widths, mode="edge"))
-
-
 class Binding:
-    """One compiled entry point and its argument block, which is filled in anew for every call."""
+    """One compiled entry point.  `array`, `convert` and `pad` make what `run` takes of what a caller gives."""
 
-    def __init__(self, context: library.Context, manifest: Manifest, number: int, entry: Entry):
-        self.context, self.manifest, self.number, self.entry = context, manifest, number, entry
+    def __init__(self, manifest: Manifest, number: int, entry: Entry):
+        self.manifest, self.number, self.entry = manifest, number, entry
         self.shapes = [a.shape for a in entry.arguments]
-        self.arrays = (c_void_p * max(len(entry.arguments) + len(entry.results), 1))()
-        self.status = library.Status()
-        self.block = library.CallBlock.of(context.address, number, self.arrays, self.status)
-        self.address = ctypes.addressof(self.block)
-        self.quick = False
-        """Known to be so short that nobody needs to interrupt it in the middle."""
         self.build = _builder(entry.outputs)
+
+    def array(self, value, what: str):
+        """An array of any type and shape; `what` ("train: input 'x'") is for messages."""
+        return as_array(value, what)
+
+    def convert(self, array: np.ndarray, argument: Array, what: str):
+        """An array of exactly the right type, in a form that `run` accepts."""
+        return convert(array, argument.dtype, what)
+
+    def pad(self, array: np.ndarray, argument: Array):
+        """Repeat the last row of a smaller batch, so that padding is data like any other (no index out of range)."""
+        widths = [(0, n - m) for m, n in zip(array.shape, argument.shape, strict=True)]
+        return np.ascontiguousarray(np.pad(array, widths, mode="edge"))
+
+    def run(self, inputs: list, cut: int | None = None) -> object:
+        """Run the step on arrays of exactly the right types and shapes; `cut`: how many rows are real."""
+        raise NotImplementedError
+
+    def fast_path(self) -> Callable | None:
+        """A quicker way than `Function._general` for arrays that are right; it is called as that one's function is."""
+        return None
 
     def signature(self) -> str:
         return f"{self.entry.name}({', '.join(f'{a.name}: {a}' for a in self.entry.arguments)})"
@@ -222,22 +227,49 @@ class Binding:
         size = sizes.pop() if len(sizes) == 1 else 0
         return size if 0 < size < full else None
 
-    def overlaps_state(self, x: np.ndarray) -> bool:
-        return np.may_share_memory(x, self.context.state)
+    def finish(self, results: list, cut: int | None) -> object:
+        """What the caller gets of the arrays that a step wrote."""
+        if cut is not None:
+            results = [x[:cut].copy() for x in results]
+        for p in self.entry.prints:
+            print(p.format.format(*(np.asarray(results[k]) for k in p.results)))
+        return self.build(results)
+
+
+def failure(function: str, call: Call, site: int, value: int) -> RuntimeFailure:
+    """The error of a check that failed in a call of a function's step."""
+    name = call.sites[site] if site < len(call.sites) else call.label
+    place = f"{function}: {call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
+    if name.startswith("nan:"):
+        return NotFiniteError(f"{place}: {name[4:].strip()} is not finite; the state is as it was before")
+    return CheckError(f"{place}: {name}: {value} is out of range; the state is as it was before")
+
+
+class HostBinding(Binding):
+    """An entry point of native code, and its argument block, which is filled in anew for every call."""
+
+    def __init__(self, context: library.Context, manifest: Manifest, number: int, entry: Entry):
+        super().__init__(manifest, number, entry)
+        self.context = context
+        self.arrays = (c_void_p * max(len(entry.arguments) + len(entry.results), 1))()
+        self.status = library.Status()
+        self.block = library.CallBlock.of(context.address, number, self.arrays, self.status)
+        self.address = ctypes.addressof(self.block)
+        self.quick = False
+        """Known to be so short that nobody needs to interrupt it in the middle."""
+
+    def fast_path(self) -> Callable | None:
+        return make_fast_path(self) if has_fast_path(self) else None
 
     def run(self, inputs: list[np.ndarray], cut: int | None = None) -> object:
-        """Run the step on arrays of exactly the right types and shapes; `cut`: how many rows are real."""
+        inputs = [x.copy() if np.may_share_memory(x, self.context.state) else x for x in inputs]
         results = [np.empty(a.shape, numpy_dtype(a.dtype)) for a in self.entry.results]
         capsules = tuple(raw(x).__array_struct__ for x in (*inputs, *results))
         with self.context.lock:
             code = self.watched(capsules)
             if code and self.failed(code):
                 raise ArgumentError(f"{self.entry.name}: an input does not match {self.signature()}")
-        if cut is not None:
-            results = [x[:cut].copy() for x in results]
-        for p in self.entry.prints:
-            print(p.format.format(*(results[k] for k in p.results)))
-        return self.build(results)
+        return self.finish(results, cut)
 
     def watched(self, capsules: tuple) -> int:
         """A step that a signal can interrupt.  If the signal's handler does not raise, the step is run again."""
@@ -260,11 +292,7 @@ class Binding:
             raise RuntimeFailure(f"{self.entry.name}: {what}; the state is as it was before")
         s = self.status
         call = self.manifest.levels[self.context.level].call(self.number, s.launch, s.call)
-        site = call.sites[s.site] if s.site < len(call.sites) else call.label
-        place = f"{self.entry.name}: {call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
-        if site.startswith("nan:"):
-            raise NotFiniteError(f"{place}: {site[4:].strip()} is not finite; the state is as it was before")
-        raise CheckError(f"{place}: {site}: {s.value} is out of range; the state is as it was before")
+        raise failure(self.entry.name, call, s.site, s.value)
 
 
 def _builder(tree) -> Callable[[list], object]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from . import library
 from .errors import ArtifactError
+from .format import Function as Entry
 from .format import Manifest, check_machine, read_manifest
-from .function import Function
+from .function import Binding, Function, HostBinding
 from .state import State, load_state, save_state
 
 INIT = "init"
@@ -22,12 +23,31 @@ def inspect(path: str | os.PathLike) -> Manifest:
     return read_manifest(path)
 
 
-def load(path: str | os.PathLike, seed: int = 0, threads: int | None = None) -> Program:
+def load(
+    path: str | os.PathLike,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    arrays: str | None = None,
+) -> Program:
     """Load an artifact, with fresh state initialised from `seed`.
 
     threads: how many work on a step; None: one for each processor that this process may use.
-    ArtifactError if the file is none, is damaged, or was built for another machine.
+    device: "cpu", or "cuda" or "cuda:1" for an NVIDIA GPU; there, arrays="device" asks for inputs that lie on the
+    GPU already, and results stay there (`pullback_runtime.cuda`).
+    ArtifactError if the file is none, is damaged, or was built for another machine; DeviceError says what a GPU lacks.
     """
+    kind, colon, number = device.partition(":")
+    if kind == "cuda" and number.isdecimal() == bool(colon):
+        if threads is not None:
+            raise ValueError(f"threads={threads!r} is for device='cpu', but the device is {device!r}")
+        from .cuda import CudaProgram
+
+        return CudaProgram(path, seed, int(number or 0), arrays)
+    if device != "cpu":
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if arrays is not None:
+        raise ValueError(f"arrays={arrays!r} is for device='cuda', but the device is 'cpu'")
     return Program(path, seed, threads)
 
 
@@ -37,27 +57,37 @@ class Program:
     Several programs may run in several threads; calls of one program wait for each other.
     """
 
+    device = "cpu"
+
     def __init__(self, path: str | os.PathLike, seed: int = 0, threads: int | None = None):
-        self.path = os.fspath(path)
-        self.manifest = read_manifest(path)
+        self._read(path)
         check_machine(self.manifest, self.path)
         if not self.manifest.levels:
-            raise ArtifactError(f"{self.path}: holds code for no processor")
+            gpus = ", ".join(g.name for g in self.manifest.gpus)
+            how = "load it with device='cuda', or build it with --target cpu,cuda"
+            raise ArtifactError(f"{self.path}: holds code for {f'GPUs only ({gpus}): {how}' if gpus else 'no machine'}")
         self._threads = check_threads(threads)
         self.context = library.Context(library.Library(self.path, self.manifest), self._threads)
-        self.state = State(self.manifest, self.context.state)
-        self.functions = self._functions()
+        self._start(State(self.manifest, self.context.state), seed)
+
+    def _read(self, path: str | os.PathLike) -> None:
+        self.path = os.fspath(path)
+        self.manifest = read_manifest(path)
+
+    def _start(self, state: State, seed: int) -> None:
+        self.state = state
+        bindings: dict[str, list[Binding]] = {}
+        for i, f in enumerate(self.manifest.functions):
+            if f.name != INIT:
+                bindings.setdefault(f.name, []).append(self._binding(i, f))
+        self.functions = {name: Function(name, b) for name, b in bindings.items()}
         for name, f in self.functions.items():
             if not hasattr(type(self), name):
                 setattr(self, name, f)
         self.init(seed)
 
-    def _functions(self) -> dict[str, Function]:
-        entries: dict[str, list] = {}
-        for i, f in enumerate(self.manifest.functions):
-            if f.name != INIT:
-                entries.setdefault(f.name, []).append((i, f))
-        return {name: Function(self.context, self.manifest, name, e) for name, e in entries.items()}
+    def _binding(self, number: int, entry: Entry) -> Binding:
+        return HostBinding(self.context, self.manifest, number, entry)
 
     def __getattr__(self, name: str):
         if name.startswith("_") or "functions" not in self.__dict__:
@@ -70,9 +100,12 @@ class Program:
         """Set all state to its initial values, drawn from `seed` (0 <= seed < 2**64)."""
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
-        status = library.Status()
         with self.context.lock:
-            code = self.context.library.init(self.context.address, seed, ctypes.addressof(status))
+            self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        status = library.Status()
+        code = self.context.library.init(self.context.address, seed, ctypes.addressof(status))
         if code:
             raise ArtifactError(f"{self.path}: initialisation failed (status {code})")
 

@@ -1,4 +1,7 @@
-"""The state of a program: named arrays over one piece of memory, and safetensors files."""
+"""The state of a program: named arrays over one piece of memory, and safetensors files.
+
+`State` is that of a program on the processor; a GPU's (`cuda_state.py`) has its own `__getitem__` and `write`.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,7 @@ class State(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self.entry(name)
-        dtype = numpy_dtype(entry.dtype)
-        strides = tuple(s * dtype.itemsize for s in entry.strides)
-        return np.ndarray(entry.shape, dtype, self._memory, entry.offset, strides)
+        return self.view(entry, self._memory, entry.offset)
 
     def __setitem__(self, name: str, value) -> None:
         """Set a state from an array or number of its shape: `state["lr"] = 3e-4`."""
@@ -38,9 +39,19 @@ class State(Mapping[str, np.ndarray]):
         if array.shape != entry.shape:
             raise StateError(f"state {name!r}: expected shape {list(entry.shape)}, got {list(array.shape)}")
         try:
-            self[name][...] = convert(array, entry.dtype, f"state {name!r}")
+            self.write(entry, convert(array, entry.dtype, f"state {name!r}"))
         except ArgumentError as e:
             raise StateError(str(e)) from None
+
+    def write(self, entry: StateEntry, array: np.ndarray) -> None:
+        """Set a state from an array of its type and shape."""
+        self[entry.name][...] = array
+
+    def view(self, entry: StateEntry, memory: np.ndarray, offset: int) -> np.ndarray:
+        """A state as an array over bytes, in which it begins at `offset`."""
+        dtype = numpy_dtype(entry.dtype)
+        strides = tuple(s * dtype.itemsize for s in entry.strides)
+        return np.ndarray(entry.shape, dtype, memory, offset, strides)
 
     def entry(self, name: str) -> StateEntry:
         """Kind, type and place of a state."""
@@ -128,7 +139,7 @@ def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise StateError(f"{path} does not fit the program: " + "; ".join(problems[:8]) + more)
     for name, array in wanted.items():
-        state[name][...] = array
+        state.write(state.entry(name), array)
     return [n for n in state if n in wanted]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ..codegen.sass import sass
 from ..driver import Build
 from ..errors import BuildError
 from ..graph.program import Program
@@ -88,6 +89,12 @@ def _ptx(build: Build) -> str:
     return "\n".join(f"// {isa}\n{text}" for isa, text in build.ptx.items()) or "// for GPUs: --target cuda\n"
 
 
+def _sass(build: Build) -> str:
+    if not build.ptx:
+        raise BuildError("sass is of code for GPUs: --target cuda")
+    return "\n".join(f"// {isa}\n{sass(text, isa)}" for isa, text in build.ptx.items())
+
+
 STAGES: dict[str, Callable[[Build], str]] = {
     "graph": _graph,
     "gradient": _gradient,
@@ -101,6 +108,9 @@ STAGES: dict[str, Callable[[Build], str]] = {
     "ptx": _ptx,
 }
 """Name of a stage -> its text, in the order of the pipeline."""
+
+WITH_TOOLS: dict[str, Callable[[Build], str]] = {"sass": _sass}
+"""Those that need programs which are not there everywhere."""
 
 
 def select(program: Program, names: list[str]) -> Program:

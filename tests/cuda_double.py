@@ -1,0 +1,157 @@
+"""A double of `cuda.bindings.driver`, NVIDIA's driver in Python: what the runtime calls, without a GPU.
+
+    double = Double(kernels={ptx: llvm}, name="Double", capability=(9, 0))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", double)
+
+It checks arguments as the driver's documentation says (current context, sizes, alignment, freed and foreign handles,
+graphs' nodes), records every call in `calls`, and runs kernels on the emulator (`tests/simt`), from the LLVM IR that
+the PTX was made of.  Streams are lazy: what is queued happens as late as the program allows, and the nodes of a graph
+run in a random order that their edges allow, so a missing wait or edge gives wrong numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+
+import numpy as np
+from cuda_double_base import CUDA_KERNEL_NODE_PARAMS, Base, Failure, Handle, R, driver_call, module, require
+
+
+class Double(Base):
+    # ---- modules -------------------------------------------------------------------------------------------
+    @driver_call
+    def cuModuleLoadDataEx(self, image, numOptions, options, optionValues) -> Handle:
+        self._current()
+        require(numOptions == len(options) == len(optionValues))
+        given = dict(zip(options, optionValues))
+        require(image.endswith(b"\0") and image.count(b"\0") == 1)  # the driver reads to the first zero
+        text = image[:-1].decode()
+        version = [int(n) for n in re.search(r"^\.version (\d+)\.(\d+)$", text, re.M).groups()]
+        chip = re.search(r"^\.target sm_(\d+)(\d)(a?)", text, re.M)
+        needs = version[0] + 4, version[1]
+        require(needs <= (self.version // 1000, self.version % 1000 // 10), R.CUDA_ERROR_UNSUPPORTED_PTX_VERSION)
+        made_for = int(chip[1]), int(chip[2])
+        fits = made_for == self.capability if chip[3] else made_for <= self.capability
+        require(fits, R.CUDA_ERROR_NO_BINARY_FOR_GPU)
+        if text not in self.kernels:
+            log = given[self.CUjit_option.CU_JIT_ERROR_LOG_BUFFER]
+            room = given[self.CUjit_option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
+            log[: len(self.log)] = self.log[: room - 1].encode()
+            raise Failure(R.CUDA_ERROR_INVALID_PTX)
+        return self._new(module=module(self.kernels[text], self.order, self.check), text=text)
+
+    @driver_call
+    def cuModuleUnload(self, hmod) -> None:
+        self._current()
+        self._destroy(hmod, "module")
+
+    @driver_call
+    def cuModuleGetFunction(self, hmod, name) -> Handle:
+        handle = self._alive(hmod, "module")
+        require(name.decode() in handle.module.kernels, R.CUDA_ERROR_NOT_FOUND)
+        assert f".entry {name.decode()}(" in handle.text
+        return self._new(owner=handle, function=name.decode(), shared=48 << 10)
+
+    @driver_call
+    def cuFuncSetAttribute(self, hfunc, attrib, value) -> None:
+        require(attrib == 8 and 0 <= value <= 227 << 10)
+        self._alive(hfunc, "function").shared = value
+
+    # ---- graphs --------------------------------------------------------------------------------------------
+    @driver_call
+    def cuGraphCreate(self, flags) -> Handle:
+        require(flags == 0)
+        return self._new(nodes=[])
+
+    def _node(self, graph, dependencies, count, operation) -> Handle:
+        graph = self._alive(graph, "nodes")
+        dependencies = dependencies or []
+        require(count == len(dependencies))
+        require(all(d in graph.nodes for d in dependencies))
+        require(len({int(d) for d in dependencies}) == count)
+        node = self._new(after=list(dependencies), operation=operation, graph=graph)
+        graph.nodes.append(node)
+        return node
+
+    def _launch(self, p: CUDA_KERNEL_NODE_PARAMS) -> Callable[[], None]:
+        """A kernel with its arguments as they are now."""
+        handle = self._alive(p.func, "function")
+        require(handle.owner.alive, R.CUDA_ERROR_INVALID_HANDLE)
+        module, name = handle.owner.module, handle.function
+        kernel = module.kernels[name]
+        grid, block = (p.gridDimX, p.gridDimY, p.gridDimZ), (p.blockDimX, p.blockDimY, p.blockDimZ)
+        require(all(n > 0 for n in (*grid, *block)) and np.prod(block) <= 1024 and max(grid[1:]) < 1 << 16)
+        require(tuple(kernel.block) == block or not kernel.block)
+        require(p.sharedMemBytes <= handle.shared)
+        pointers = (ctypes.c_uint64 * len(kernel.params)).from_address(p.kernelParams)
+        values = [ctypes.c_int64.from_address(a).value for a in pointers]
+        shared = p.sharedMemBytes
+
+        def run() -> None:
+            arguments = [self._memory(v) if t.startswith("ptr") else v for v, t in zip(values, kernel.params)]
+            module.launch(name, grid, block, arguments, shared_bytes=shared)
+
+        return run
+
+    def _memory(self, address: int) -> np.ndarray:
+        """All memory from an address on to the end of what was allocated with it."""
+        for start, a in self.arrays.items():
+            if start <= address <= start + a.nbytes:
+                return a[address - start :]
+        raise AssertionError(f"a kernel is given {address:#x}, which is no memory of the device")
+
+    @driver_call
+    def cuGraphAddKernelNode(self, hGraph, dependencies, numDependencies, nodeParams) -> Handle:
+        return self._node(hGraph, dependencies, numDependencies, self._launch(nodeParams))
+
+    @driver_call
+    def cuGraphAddEmptyNode(self, hGraph, dependencies, numDependencies) -> Handle:
+        return self._node(hGraph, dependencies, numDependencies, lambda: None)
+
+    @driver_call
+    def cuGraphAddMemcpyNode(self, hGraph, dependencies, numDependencies, copyParams, ctx) -> Handle:
+        p, kinds = copyParams, self.CUmemorytype
+        self._alive(ctx, "context")
+        require(p.WidthInBytes > 0 and p.Height == p.Depth == 1)
+        require(p.srcMemoryType == kinds.CU_MEMORYTYPE_DEVICE and p.dstMemoryType == kinds.CU_MEMORYTYPE_HOST)
+        source, (target, _) = self._device(p.srcDevice, p.WidthInBytes), self._host(p.dstHost, p.WidthInBytes)
+        return self._node(hGraph, dependencies, numDependencies, lambda: np.copyto(target, source))
+
+    @driver_call
+    def cuGraphInstantiate(self, hGraph, flags) -> Handle:
+        self._current()
+        graph = self._alive(hGraph, "nodes")
+        return self._new(plan=[(n, [int(d) for d in n.after]) for n in graph.nodes], moved={}, of=graph)
+
+    @driver_call
+    def cuGraphExecKernelNodeSetParams(self, hGraphExec, hNode, nodeParams) -> None:
+        graph, node = self._alive(hGraphExec, "plan"), self._alive(hNode, "operation")
+        require(any(n is node for n, _ in graph.plan) and graph.of.alive)
+        graph.moved[node.number] = self._launch(nodeParams)
+
+    @driver_call
+    def cuGraphLaunch(self, hGraphExec, hStream) -> None:
+        graph = self._alive(hGraphExec, "plan")
+        left = [(n.number, graph.moved.get(n.number, n.operation), list(after)) for n, after in graph.plan]
+
+        def run() -> None:
+            done: set[int] = set()
+            waiting = list(left)
+            while waiting:
+                ready = [w for w in waiting if done.issuperset(w[2])]
+                chosen = self.random.choice(ready)
+                waiting.remove(chosen)
+                chosen[1]()
+                done.add(chosen[0])
+
+        self._stream(hStream).add(run)
+
+    @driver_call
+    def cuGraphExecDestroy(self, hGraphExec) -> None:
+        self._destroy(hGraphExec, "plan")
+
+    @driver_call
+    def cuGraphDestroy(self, hGraph) -> None:
+        self._destroy(hGraph, "nodes")
