@@ -197,8 +197,10 @@ class Module:
         return f"define void @simt.entry.{k.name}(ptr %a) {{\n{''.join(lines)}}}\n"
 
     def _place(self) -> None:
-        """Offsets of shared arrays: aligned as they ask and no better, with gaps that catch steps past an end.  Arrays of
-        different kernels lie in the same place."""
+        """Offsets of shared arrays: aligned as they ask and no better, with gaps that catch steps past an end.
+
+        Arrays of different kernels lie in the same place.
+        """
         self.offsets, common = {}, 1024
         owners = {a.name: [k.name for k in self.kernels.values() if a.name in k.mentions] for a in self.code.shared}
         ends: dict[str, int] = {}
@@ -400,7 +402,8 @@ class _Launch:
             return f": {report.size} bytes at address {report.offset & (1 << 64) - 1:#x}" if report.size else ""
         offset, name = report.offset, self.names[report.region]
         if report.region < self.ranks:
-            before = [a for a in self.module.code.shared if self.module.offsets[a.name] <= offset]
+            own = [a for a in self.module.code.shared if a.name in self.kernel.mentions]
+            before = [a for a in own if self.module.offsets[a.name] <= offset]
             if before:
                 nearest = max(before, key=lambda a: self.module.offsets[a.name])
                 size = self.shared_bytes if nearest.dynamic else nearest.size

@@ -306,6 +306,9 @@ _FMA_FTZ = (
 INTRINSICS = _table()
 """By the name that follows `llvm.nvvm.`."""
 
+_ELEMENTS = {
+    "f16": ("half", 2), "f32": ("float", 4), "f64": ("double", 8), "i16": ("i16", 2), "i32": ("i32", 4), "i64": ("i64", 8)
+}  # fmt: skip
 _WGMMA = re.compile(r"wgmma\.m64n(\d+)k(8|16)\.f32\.(bf16|f16|tf32)((?:\.ta|\.tb|\.ra)*)$")
 _WGMMA_WAIT = re.compile(r"wgmma\.wait\.(\d+)\.f32x(\d+)$")
 
@@ -326,6 +329,13 @@ def wrapper(name: str) -> Shim | None:
         count = int(m[2])
         body = forward("simt_wgmma_wait", _struct(count), ["float"] * count, (int(m[1]), count), packed=(0, count))
         return Shim(_struct(count), ["float"] * count, body)
+    if m := re.match(r"store\.(?:v([24]))?(\w+)$", name):
+        element, bytes = _ELEMENTS[m[2]]
+        type, size = (f"<{m[1]} x {element}>", int(m[1]) * bytes) if m[1] else (element, bytes)
+        body = "  br i1 %a2, label %yes, label %no\nyes:\n"
+        body += f"  call void @simt_write(ptr %a1, i32 {size}, i32 {size}, i32 %site)\n"
+        body += f"  store {type} %a0, ptr %a1, align {size}\n  br label %no\nno:\n  ret void\n"
+        return Shim("void", [type, PTR, "i1"], body)
     if name == "tanh.approx.f32":
         body = "  %r = call float @llvm.tanh.f32(float %a0)\n  ret float %r\n"
         return Shim("float", ["float"], body, "declare float @llvm.tanh.f32(float)\n")

@@ -27,7 +27,7 @@ from ..kernel.concurrent import Copy, box
 from ..kernel.content import free_block
 from ..kernel.kernel import Kernel, walk
 from ..kernel.plan import MAX_LOOPS, Call, Plan, Repeat, Step
-from . import ptx_process, scalar, wgmma
+from . import inline, ptx_process, scalar, wgmma
 from .builder import I64, PTR, Builder, Value
 from .compile import check_intrinsics
 from .cpu import symbol
@@ -150,7 +150,13 @@ def module(functions: Iterable[str], target: Target) -> str:
     """A module of kernels; raises `BuildError` for what LLVM may be unable to translate."""
     text = "".join(functions)
     check_intrinsics(text, _SAFE)
-    return header(target) + text + wgmma.wrappers(text) + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
+    return (
+        header(target)
+        + text
+        + inline.definitions(text)
+        + wgmma.wrappers(text)
+        + (_CHECK_FAILED if "@pb_check_failed(" in text else "")
+    )
 
 
 def plan_module(plan: Plan, target: Target) -> str:

@@ -25,9 +25,11 @@ from dataclasses import replace
 from math import prod
 
 from ..errors import VerifyError
+from ..graph.types import f32, f64
 from ..kernel.concurrent import Arrive, Await, Copy, Role, Roles
 from ..kernel.kernel import (
     Affine,
+    Apply,
     Barrier,
     Buffer,
     Commit,
@@ -44,7 +46,7 @@ from ..kernel.kernel import (
     stores,
     written,
 )
-from . import copies, roles, scalar, wgmma
+from . import copies, inline, roles, scalar, wgmma
 from .builder import I32, Builder, Value
 from .emit import Emitter
 
@@ -174,6 +176,12 @@ class ThreadEmitter(Emitter):
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
         self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
         self._idle: Value | None = None
+        self.sums = {  # registers that products are added to
+            s.buffer
+            for s in stores(kernel.body)
+            if self.buffers[s.buffer].space == "register" and self.buffers[s.buffer].dtype in (f32, f64)
+            if isinstance(s.value, Apply) and any(isinstance(x, Load) and x.buffer == s.buffer for x in s.value.args)
+        }
         self._layouts: dict[str, Buffer] = {}
         self._own: dict[int, tuple] = {}
 
@@ -280,7 +288,8 @@ class ThreadEmitter(Emitter):
             self._active(None, None)
             value = self.evaluate(s.value)  # all lanes take part in shuffles
         with self._chosen():
-            super().store(s, value)
+            if not (self.sums and inline.store(self, s)):
+                super().store(s, value)
 
     @contextmanager
     def _chosen(self) -> Iterator[None]:

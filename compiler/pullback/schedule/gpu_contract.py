@@ -14,10 +14,30 @@ from math import gcd, prod
 
 from ..codegen.target import Target
 from ..errors import ScheduleError
-from ..kernel.kernel import Affine, Barrier, Kernel, Load, Loop, Stmt, loads, stores, written
+from ..graph.types import i32
+from ..kernel.kernel import (
+    A,
+    Affine,
+    AxisValue,
+    Barrier,
+    Const,
+    Expr,
+    Kernel,
+    Load,
+    Loop,
+    Stmt,
+    Store,
+    apply,
+    loads,
+    map_expr,
+    map_stmts,
+    stores,
+    written,
+)
 from .cpu_contract import Contraction, accumulation, normalise
 from .gpu_limits import GPU, GpuLimits
 from .nest import extents_of, stride
+from .pipeline import pipeline
 from .sinking import expand, sink
 from .staging import Operand, pack
 from .steps import bind, on_loops, split, tidy
@@ -50,6 +70,8 @@ TILES = (
     BlockTile(16, 16, 16, 2, 4),
 )
 """The largest first."""
+STAGES = 2
+"""Of the staged operands: one is filled while the other is used."""
 ACCUMULATORS = 64
 """Registers of a thread for its tile."""
 
@@ -69,6 +91,8 @@ def schedule_contraction(
     k = c.reduced[-1]
     rows, columns = _operand(c.acc, 1 if c.swapped else 0), _operand(c.acc, 0 if c.swapped else 1)
 
+    kernel = _whole(kernel, c.acc, k, t.depth)
+
     # Blocks: outer.., ib, jb around one tile, in which k goes in stretches.
     kernel = split(kernel, "i", t.rows, "ib", "i", tail="mask")
     kernel = split(kernel, "j", t.columns, "jb", "j", tail="mask")
@@ -86,7 +110,8 @@ def schedule_contraction(
     kernel = expand(kernel, "j")
     bindings = dict.fromkeys((*c.outer, "ib", "jb"), "block") | {"it": "thread", "jt": "thread", k: "unroll"}
     bindings |= dict.fromkeys((*i, *j), "unroll") | {f"{a}_xr": "unroll" for a in i}
-    return tidy(bind(kernel, **bindings | {"j": "vector", "i_xr": "vector"}))
+    kernel = bind(kernel, **bindings | {"j": "vector", "i_xr": "vector"})
+    return tidy(pipeline(kernel, "kb", STAGES))
 
 
 def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> BlockTile:
@@ -113,6 +138,37 @@ def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> BlockTile:
 # ---- staging --------------------------------------------------------------------------------------------
 def _operand(acc: str, n: int) -> Operand:
     return lambda s: factors[n] if s.buffer == acc and (factors := accumulation(s)) else None
+
+
+def _whole(kernel: Kernel, acc: str, k: str, depth: int) -> Kernel:
+    """k in whole stretches: beyond its end products are -0.0, which changes no sum (nor the sign of a zero)."""
+    n = extents_of(kernel)[k]
+    if n % depth == 0:
+        return kernel
+    inside = (A(k), n)
+
+    def masked(e: Expr) -> Expr:
+        moves = isinstance(e, Load) and any(isinstance(i, Affine) and i.coef(k) for i in e.index)
+        return replace(e, masks=(*e.masks, inside)) if moves else e
+
+    def padded(e: Expr, negative: bool) -> Expr:
+        new = map_expr(e, masked)
+        if isinstance(e, Load) and not e.masks and not negative and new is not e:
+            return new
+        zero = Const(-0.0 if negative else 0.0, e.dtype)
+        return apply("select", apply("lt", AxisValue(A(k), i32), Const(n, i32)), new, zero)
+
+    def pad(s: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(s, Loop) and s.axis == k:
+            return (replace(s, extent=-(-n // depth) * depth),)
+        if not isinstance(s, Store) or s.buffer != acc or (factors := accumulation(s)) is None:
+            return (s,)
+        steps = [min((abs(stride(kernel, x, k) or 0) for x in loads(e)), default=0) for e in factors]
+        first = steps[0] == 1 or steps[1] != 1  # what lies along k goes through registers anyhow
+        x, w = (padded(e, negative) for e, negative in zip(factors, (first, not first), strict=True))
+        return (replace(s, value=replace(s.value, args=(x, w, s.value.args[2]))),)
+
+    return replace(kernel, body=map_stmts(kernel.body, pad))
 
 
 def _stage(kernel: Kernel, operand: Operand, k: str, axis: str, dst: str, t: BlockTile, target: Target) -> Kernel:
