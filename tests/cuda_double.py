@@ -14,12 +14,27 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
+from enum import IntEnum
 
 import numpy as np
 from cuda_double_base import CUDA_KERNEL_NODE_PARAMS, Base, Failure, Handle, R, driver_call, module, require
+from simt.emulator import TensorMap
 
 
 class Double(Base):
+    CUtensorMapDataType = IntEnum(
+        "CUtensorMapDataType",
+        {f"CU_TENSOR_MAP_DATA_TYPE_{n}": k for n, k in zip(("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16"), range(6, 10))}
+        | {"CU_TENSOR_MAP_DATA_TYPE_TFLOAT32": 11},
+    )
+    CUtensorMapSwizzle = IntEnum(
+        "CUtensorMapSwizzle", {f"CU_TENSOR_MAP_SWIZZLE_{n}": k for k, n in enumerate(("NONE", "32B", "64B", "128B"))}
+    )
+    CUtensorMapInterleave = IntEnum("CUtensorMapInterleave", {"CU_TENSOR_MAP_INTERLEAVE_NONE": 0})
+    CUtensorMapL2promotion = IntEnum("CUtensorMapL2promotion", {"CU_TENSOR_MAP_L2_PROMOTION_L2_256B": 3})
+    CUtensorMapFloatOOBfill = IntEnum("CUtensorMapFloatOOBfill", {"CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE": 0})
+    cuuint32_t = cuuint64_t = staticmethod(int)
+
     # ---- modules -------------------------------------------------------------------------------------------
     @driver_call
     def cuModuleLoadDataEx(self, image, numOptions, options, optionValues) -> Handle:
@@ -40,7 +55,10 @@ class Double(Base):
             room = given[self.CUjit_option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
             log[: len(self.log)] = self.log[: room - 1].encode()
             raise Failure(R.CUDA_ERROR_INVALID_PTX)
-        return self._new(module=module(self.kernels[text], self.order, self.check), text=text)
+        llvm = self.kernels[text]
+        heads = re.findall(r"^define ptx_kernel .*?@([\w.$]+)\((.*)$", llvm, re.M)
+        maps = {name: parameters.count("byval([128 x i8])") for name, parameters in heads}
+        return self._new(module=module(llvm, self.order, self.check), text=text, maps=maps)
 
     @driver_call
     def cuModuleUnload(self, hmod) -> None:
@@ -58,6 +76,26 @@ class Double(Base):
     def cuFuncSetAttribute(self, hfunc, attrib, value) -> None:
         require(attrib == 8 and 0 <= value <= 227 << 10)
         self._alive(hfunc, "function").shared = value
+
+    @driver_call
+    def cuTensorMapEncodeTiled(
+        self, tensorDataType, tensorRank, globalAddress, globalDim, globalStrides, boxDim, elementStrides, interleave,
+        swizzle, l2Promotion, oobFill,
+    ) -> Handle:  # fmt: skip
+        shape, strides, box = ([int(n) for n in x][::-1] for x in (globalDim, globalStrides, boxDim))
+        item = {6: np.uint16, 7: np.float32, 8: np.float64, 9: np.uint16, 11: np.float32}[tensorDataType]
+        item = np.dtype(np.float16 if tensorDataType == 6 else item)
+        require(tensorRank == len(shape) == len(box) == len(strides) + 1 and interleave == oobFill == 0)
+        memory = self._memory(globalAddress)
+        memory = memory[: memory.nbytes // item.itemsize * item.itemsize].view(item)
+        view = np.lib.stride_tricks.as_strided(memory, shape, [*strides, item.itemsize])
+        try:
+            made = TensorMap(view, box, {0: 0, 1: 32, 2: 64, 3: 128}[swizzle], tensorDataType == 11)
+        except ValueError:
+            raise Failure(R.CUDA_ERROR_INVALID_VALUE) from None
+        handle = self._new(tensor_map=made)
+        handle.memory = np.full(128 // 8, handle.number, np.int64)  # what the kernel's parameter holds
+        return handle
 
     # ---- graphs --------------------------------------------------------------------------------------------
     @driver_call
@@ -87,10 +125,14 @@ class Double(Base):
         require(p.sharedMemBytes <= handle.shared)
         pointers = (ctypes.c_uint64 * len(kernel.params)).from_address(p.kernelParams)
         values = [ctypes.c_int64.from_address(a).value for a in pointers]
-        shared = p.sharedMemBytes
+        shared, maps = p.sharedMemBytes, handle.owner.maps[name]
+        first_map = len(values) - maps
 
         def run() -> None:
-            arguments = [self._memory(v) if t.startswith("ptr") else v for v, t in zip(values, kernel.params)]
+            arguments = [
+                self._memory(v) if t.startswith("ptr") else v for v, t in zip(values, kernel.params[:first_map])
+            ]
+            arguments += [self._alive(v, "tensor_map").tensor_map for v in values[first_map:]]
             module.launch(name, grid, block, arguments, shared_bytes=shared)
 
         return run

@@ -45,7 +45,7 @@ class Handle:
         return self.number
 
     def getPtr(self) -> int:
-        return self.number
+        return self.memory.ctypes.data
 
 
 class CUDA_KERNEL_NODE_PARAMS:
@@ -85,6 +85,10 @@ def driver_call(f):
 
     @functools.wraps(f)
     def call(self, *args):
+        with self.lock:
+            return locked(self, *args)
+
+    def locked(self, *args):
         self.calls.append((f.__name__, args))
         try:
             if f.__name__ not in ("cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"):
@@ -115,6 +119,7 @@ class Base:
     CUstream_flags = IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
     CUevent_flags = IntEnum("CUevent_flags", {"CU_EVENT_DISABLE_TIMING": 2})
     CUmemorytype = IntEnum("CUmemorytype", {"CU_MEMORYTYPE_HOST": 1, "CU_MEMORYTYPE_DEVICE": 2})
+    CUpointer_attribute = IntEnum("CUpointer_attribute", {"CU_POINTER_ATTRIBUTE_MEMORY_TYPE": 2})
     CUfunction_attribute = IntEnum("CUfunction_attribute", {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8})
 
     def __init__(
@@ -140,7 +145,7 @@ class Base:
         self.streams = {1: _Stream(), 2: _Stream()}
         self.handles: dict[int, Handle] = {}
         self.retained = 0
-        self.local = threading.local()
+        self.local, self.lock = threading.local(), threading.RLock()
         self.random = random.Random(0)
 
     # ---- handles -----------------------------------------------------------------------------------------
@@ -300,6 +305,15 @@ class Base:
     def _drain(self) -> None:
         for s in [*self.streams.values(), *(h.stream for h in self.handles.values() if hasattr(h, "stream"))]:
             s.run()
+
+    @driver_call
+    def cuPointerGetAttribute(self, attribute, ptr) -> int:
+        self._current()
+        require(attribute == self.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
+        if self._within(self.arrays, ptr, 1) is not None:
+            return self.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        require(self._within(self.pinned, ptr, 1) is not None)
+        return self.CUmemorytype.CU_MEMORYTYPE_HOST
 
     @driver_call
     def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream) -> None:

@@ -53,19 +53,20 @@ def as_array(value, what: str) -> np.ndarray:
     """
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
-        # Read-only memory, other devices and types that numpy lacks are refused by some exporters.
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic) and not is_on_gpu(value):
+        # Read-only memory and types that numpy lacks are refused by some exporters.
         with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
             return np.from_dlpack(value)
+    reason = ""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, BufferError) as e:
+        array, reason = np.array(None), f" ({e})"
+    if array.dtype == object:
         if is_on_gpu(value):
             how = "load the program with device='cuda', or copy the array to the host"
-            raise ArgumentError(f"{what}: expected an array in host memory, got one on a GPU: {how}") from None
-        raise ArgumentError(f"{what}: expected an array, got {type(value).__name__} ({e})") from None
-    if array.dtype == object:
-        raise ArgumentError(f"{what}: expected an array, got {type(value).__name__}")
+            raise ArgumentError(f"{what}: expected an array in host memory, got one on a GPU: {how}")
+        raise ArgumentError(f"{what}: expected an array, got {type(value).__name__}{reason}")
     return array
 
 

@@ -80,7 +80,7 @@ class CudaProgram(Program):
             raise ArgumentError(f"put: an array of {array.dtype} has no place in a program")
         with self.context.use() as c:
             block = c.allocate(array.nbytes)
-            c.write(block.address, array.reshape(-1).view(np.uint8))
+            c.send(block.address, array.reshape(-1).view(np.uint8))
         return DeviceArray(self.context, block.address, dtype, array.shape, block)
 
     def synchronize(self) -> None:

@@ -113,6 +113,10 @@ class Foreign:
     contiguous: bool
     owner: object
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
+
 
 def foreign(value: object, context: Context, what: str) -> Foreign | DeviceArray:
     """An array on the GPU of `context`, whose stream waits for the array's; `what` is for messages."""

@@ -317,6 +317,15 @@ class Context:
             self.driver("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, self.stream)
             self.driver("cuStreamSynchronize", self.stream)
 
+    def send(self, address: int, data: np.ndarray) -> None:
+        """The same without waiting, but for page-locked memory: of other memory the driver makes a copy at once."""
+        if data.nbytes:
+            kind = self.driver.api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+            unknown, *_ = self.driver.try_("cuPointerGetAttribute", kind, data.ctypes.data)
+            self.driver("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, self.stream)
+            if not unknown:
+                self.driver("cuStreamSynchronize", self.stream)
+
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Queue a copy within the device."""
         if nbytes:

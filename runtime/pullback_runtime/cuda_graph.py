@@ -187,7 +187,7 @@ class Graph:
 
 
 _TENSOR_TYPES = {
-    "f64": "FLOAT64", "f32": "FLOAT32", "f16": "FLOAT16", "bf16": "BFLOAT16", "i32": "INT32", "u8": "UINT8",
+    "f64": "FLOAT64", "f32": "FLOAT32", "tf32": "TFLOAT32", "f16": "FLOAT16", "bf16": "BFLOAT16",
 }  # fmt: skip
 
 

@@ -42,7 +42,6 @@ class _Managed(ctypes.Structure):
 
 _Deleter = ctypes.CFUNCTYPE(None, POINTER(_Managed))
 _Managed._fields_ = [("tensor", _Tensor), ("manager", c_void_p), ("deleter", _Deleter)]
-_Destructor = ctypes.CFUNCTYPE(None, c_void_p)
 
 _api = ctypes.PyDLL(None)
 _new, _pointer, _is_valid, _rename = (
@@ -51,30 +50,21 @@ _new, _pointer, _is_valid, _rename = (
 _new.restype, _new.argtypes = ctypes.py_object, (c_void_p, c_char_p, c_void_p)
 _pointer.restype, _pointer.argtypes = c_void_p, (ctypes.py_object, c_char_p)
 _is_valid.argtypes = _rename.argtypes = (ctypes.py_object, c_char_p)
-_raw_valid = ctypes.PYFUNCTYPE(ctypes.c_int, c_void_p, c_char_p)(("PyCapsule_IsValid", _api))
-_raw_pointer = ctypes.PYFUNCTYPE(c_void_p, c_void_p, c_char_p)(("PyCapsule_GetPointer", _api))
 _NAME, _USED = b"dltensor", b"used_dltensor"
 
 
 @_Deleter
 def _delete(managed) -> None:
-    _release(managed.contents.manager)
-
-
-@_Destructor
-def _destroy(capsule: int) -> None:
-    """A capsule that nobody consumed."""
-    if _raw_valid(capsule, _NAME):
-        _release(_Managed.from_address(_raw_pointer(capsule, _NAME)).manager)
-
-
-def _release(kept: int) -> None:
     """Drop the reference that an exported structure holds: to what must live as long as it."""
-    ctypes.pythonapi.Py_DecRef(ctypes.cast(kept, ctypes.py_object))
+    ctypes.pythonapi.Py_DecRef(ctypes.cast(managed.contents.manager, ctypes.py_object))
 
 
 def capsule(address: int, device: tuple[int, int], dtype: str, shape: tuple[int, ...], owner: object) -> object:
-    """A capsule over contiguous memory, which `owner` keeps alive."""
+    """A capsule over contiguous memory, which `owner` keeps alive until the consumer lets it go.
+
+    It has no destructor, so `owner` stays if nobody consumes it: a destructor may be called while an exception is on
+    its way, when Python code cannot run.
+    """
     code, bits = _TYPES[dtype]
     managed, sizes = _Managed(), (c_int64 * max(len(shape), 1))(*shape)
     managed.tensor = _Tensor(address, *device, len(shape), code, bits, 1, sizes, None, 0)
@@ -82,7 +72,7 @@ def capsule(address: int, device: tuple[int, int], dtype: str, shape: tuple[int,
     kept = managed, sizes, owner
     managed.manager = id(kept)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-    return _new(ctypes.addressof(managed), _NAME, ctypes.cast(_destroy, c_void_p))
+    return _new(ctypes.addressof(managed), _NAME, None)
 
 
 @dataclass

@@ -133,7 +133,8 @@ def _call(launches: list, function: int, launch: int, call: int) -> Call:
 @dataclass(frozen=True)
 class TensorMap:
     """Boxes of a parameter's memory, which a kernel's bulk copies move (`cuTensorMapEncodeTiled`): `offset` in bytes
-    from the parameter's address; `shape`, `strides` (bytes) and `box` slowest first; `swizzle` 0, 32, 64 or 128."""
+    from the parameter's address; `dtype` an element type or tf32; `shape`, `strides` (bytes) and `box` slowest first;
+    `swizzle` 0, 32, 64 or 128."""
 
     parameter: int
     offset: int
@@ -336,7 +337,7 @@ def _gpu(g: dict, functions: int) -> Gpu:
 def _tensor_map(m: dict) -> TensorMap:
     shape, strides, box = (_sizes(m[n]) for n in ("shape", "strides", "box"))
     return TensorMap(
-        _size(m["parameter"]), _size(m["offset"]), _dtype(m["dtype"]), shape, strides, box, _size(m["swizzle"])
+        _size(m["parameter"]), _size(m["offset"]), _str(m["dtype"]), shape, strides, box, _size(m["swizzle"])
     )
 
 
