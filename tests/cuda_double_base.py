@@ -115,7 +115,10 @@ class Base:
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
         },
     )
-    CUjit_option = IntEnum("CUjit_option", {"CU_JIT_ERROR_LOG_BUFFER": 5, "CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES": 6})
+    CUjit_option = IntEnum(
+        "CUjit_option",
+        {"CU_JIT_ERROR_LOG_BUFFER": 5, "CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES": 6, "CU_JIT_GENERATE_LINE_INFO": 13},
+    )
     CUstream_flags = IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
     CUevent_flags = IntEnum("CUevent_flags", {"CU_EVENT_DISABLE_TIMING": 2})
     CUmemorytype = IntEnum("CUmemorytype", {"CU_MEMORYTYPE_HOST": 1, "CU_MEMORYTYPE_DEVICE": 2})

@@ -254,6 +254,9 @@ def test_ptx_of_a_script(show, fails, tmp_path):
     text = show(*command, "--gpu", "sm_80,sm_90", "--stage", "ptx")
     assert re.findall(r"^// (sm_\d+)$", text, re.M) == ["sm_80", "sm_90"]
     assert len(re.findall(r"^\.visible \.entry k_\w+_sm_80\($", text, re.M)) > 2
+    lines = {int(n) for n in re.findall(r"^\t\.loc\t1 (\d+) 0$", text, re.M)}
+    script = DIGITS.read_text().splitlines()
+    assert f'.file\t1 "{DIGITS}"' in text and any("argmax" in script[n - 1] for n in lines)
     assert "thread" in show(*command, "--stage", "schedule")
     assert "unknown GPU 'sm_1': expected one of sm_80" in fails(*command, "--gpu", "sm_1", "--stage", "ptx")
     assert "--target tpu: expected cpu, cuda or cpu,cuda" in fails(*command[:-1], "tpu", "--stage", "ptx")

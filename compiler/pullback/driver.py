@@ -27,6 +27,7 @@ from .codegen import cpu, ptx
 from .codegen.compile import assembly, compile_module
 from .codegen.native import native_object
 from .codegen.ptx import gpu_target
+from .codegen.ptx_lines import with_lines
 from .codegen.target import Target, cpu_target
 from .collector import collector_paused
 from .config import Options
@@ -133,7 +134,8 @@ class Build:
         if not gpus:
             return {}
         with self._stage("ptx"):
-            return {t.isa: self._translated(texts[t.isa], t) for t in gpus}
+            found = {t: self._translated(texts[t.isa], t) for t in gpus}
+            return {t.isa: with_lines(text, self._planned[t.isa], t) for t, text in found.items()}
 
     def _translated(self, text: str, target: Target) -> str:
         return self.cache.find((text, target), lambda: ptx.translate(text, target).encode()).decode()

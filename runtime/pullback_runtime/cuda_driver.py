@@ -169,9 +169,13 @@ class Kernels:
         code, module = driver.try_(
             "cuModuleLoadDataEx",
             text + b"\0",
-            2,
-            [options.CU_JIT_ERROR_LOG_BUFFER, options.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES],
-            [log, _LOG],
+            3,
+            [
+                options.CU_JIT_ERROR_LOG_BUFFER,
+                options.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+                options.CU_JIT_GENERATE_LINE_INFO,
+            ],
+            [log, _LOG, 1],
         )
         if code:
             raise _refused(driver, code, log.split(b"\0")[0].decode(errors="replace"), text, gpu, device, path)
