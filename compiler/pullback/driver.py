@@ -78,15 +78,24 @@ class Build:
         return targets_of(self.options)
 
     @cached_property
-    def optimized(self) -> Program:
+    def _passes(self) -> tuple[passes.Pass, ...]:
+        chosen = (*passes.PASSES, *precision(self.options.precision))
+        return (*chosen, checkpoint) if self.options.recompute else chosen
+
+    @cached_property
+    def _optimized(self) -> Program:
         with self._stage("passes"):
-            chosen = (*passes.PASSES, *precision(self.options.precision))
-            chosen = (*chosen, checkpoint) if self.options.recompute else chosen
-            return passes.run(self.traced, chosen, timings=self.pass_timings, each=False)
+            return passes.run(self.traced, self._passes, timings=self.pass_timings, checked=False)
+
+    @cached_property
+    def optimized(self) -> Program:
+        """The program after all passes, verified."""
+        passes.check(self.traced, self._passes, self._optimized)
+        return self._optimized
 
     @cached_property
     def regions(self) -> dict[int, Region]:
-        program = self.optimized
+        program = self._optimized
         with self._stage("lower"):
             lowering = Lowering(self.options.fusion)
             regions = {i: lowering.region(f.graph, len(f.writes)) for i, f in enumerate(program.functions)}
@@ -114,7 +123,7 @@ class Build:
             return after
 
         scratch = (lambda k: 0) if target.is_gpu else (lambda k: cpu.scratch_layout(k)[1])
-        return make_plan(self.optimized, regions, Kernels(scheduled, scratch))
+        return make_plan(self._optimized, regions, Kernels(scheduled, scratch))
 
     @cached_property
     def llvm(self) -> dict[str, str]:
@@ -155,11 +164,11 @@ class Build:
         """The bytes of the `.so`."""
         _ = self.llvm  # the stages before, in this thread
         with ThreadPoolExecutor(1) as aside:  # LLVM runs without the interpreter's lock
-            text, plans = aside.submit(program_text, self.traced), aside.submit(lambda: self.plans)
+            text, verified = aside.submit(program_text, self.traced), aside.submit(lambda: (self.optimized, self.plans))
             objects, ptx = self.objects, self.ptx
         with self._stage("link"):
             native = self.cache.find("native module", native_object) if objects else b""
-            made = self.optimized, plans.result(), self.targets, objects, native, self.options.content(), text.result()
+            made = *verified.result(), self.targets, objects, native, self.options.content(), text.result()
             return artifact_bytes(*made, ptx)
 
 

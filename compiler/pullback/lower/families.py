@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from ..ops import movement as M
 from ..ops.indexing import Gather, GatherAlong
 from ..ops.op import Elementwise, Pointwise, Reduction
 
 
-class Family:
+class Family(dict[type, bool]):
     """`type(op) in family`: subclasses of one base, each looked at once."""
 
     def __init__(self, base: type):
-        self._has = cache(lambda cls: issubclass(cls, base))
+        super().__init__()
+        self.base = base
 
-    def __contains__(self, cls: type) -> bool:
-        return self._has(cls)
+    def __missing__(self, cls: type) -> bool:
+        return self.setdefault(cls, issubclass(cls, self.base))
+
+    __contains__ = dict.__getitem__  # no frame of Python for each question
 
 
 ELEMENTWISE, POINTWISE, REDUCTIONS, MOVEMENT = map(Family, (Elementwise, Pointwise, Reduction, M.Movement))

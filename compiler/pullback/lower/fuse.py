@@ -26,16 +26,12 @@ from ..ops.scan import Scan
 from .align import Dims, factors, follow, gatherable
 from .families import ELEMENTWISE, GATHERS, INDEX_ONLY, POINTWISE, REDUCTIONS
 from .groups import Group
-from .grown import Groups, Grown
+from .grown import ROWS, SMALL, Groups, Grown
 from .nests import DEAR, NESTS
 from .partition import Fusion, ordered, separate
 from .stores import choose
 from .summation import column_chunks, form, reduced_extents
 
-ROWS = 16
-"""Groups of fewer rows than this take in no more work than one row is worth: they would lose parallelism."""
-SMALL = 16384
-"""Elements that one block may as well do alone."""
 FEW = 4
 """Chunks of rows: below that many, large column sums stay apart."""
 DEPTH = 48
@@ -145,7 +141,7 @@ class _Sweep(Groups):
         if x in self.leaf or x not in self.must:
             return False
         g = self.find(self.carry[x])
-        return not self._aligned(g, n, follow(self.dims[x], n, 0))
+        return not self.aligned(g, n, follow(self.dims[x], n, 0))
 
     def _apart(self, n: Node) -> None:
         """A kernel, or a loop, of its own."""
@@ -270,45 +266,44 @@ class _Sweep(Groups):
 
     # ---- pointwise nodes
     def _pointwise(self, n: Node) -> None:
-        op, bits, price = n.op, 0, getattr(n.op, "cost", 1)
+        op, inputs, carry = n.op, n.inputs, self.carry
+        bits, price, depth = 0, getattr(op, "cost", 1), 0
         found: dict[Grown, Dims] = {}
         blocked: list[Grown] = []
         elementwise = type(op) in ELEMENTWISE
-        noisy = type(op) is Random
-        for i, x in enumerate(n.inputs):
-            noisy = noisy or x in self.noisy
-            if x not in self.carry:
+        for i, x in enumerate(inputs):
+            g = carry.get(x)
+            if g is None:
                 if x in self.leaf or not self._spills(x, n):
                     bits |= self.direct[x]
                     price += self.price[x]
                     continue
                 self._store(x)
+                g = carry[x]
             price += self.price[x]
-            g = self.carry[x]
             if g.merged is not None:
                 g = self.find(g)
             dims = self.dims[x] if elementwise else follow(self.dims[x], n, i)
             if found.setdefault(g, dims) != dims or self.depth[x] >= DEPTH or (g.kind != "map" and n in self.late):
                 blocked.append(g)
             elif elementwise:  # it has the axes with which its input was accepted
-                if g.kind == "rows" and not self._wide(g, n):
+                if g.kind == "rows" and not self.wide(g, n):
                     blocked.append(g)
-            elif not self._aligned(g, n, dims) or (i == 0 and type(op) in GATHERS and not gatherable(x, ())):
+            elif not self.aligned(g, n, dims) or (i == 0 and type(op) in GATHERS and not gatherable(x, ())):
                 blocked.append(g)
         self.price[n] = min(price, 1 << 16)
-        if noisy:
+        if type(op) is Random or (self.noisy and not self.noisy.isdisjoint(inputs)):
             self.noisy.add(n)
-        host = self._choose(n, found, blocked, bits) if found else None
+        host = self.choose(n, found, blocked, bits) if found else None
         # What another group hands over starts a new chain: depth counts within a group.
-        depth = 0
-        for x in n.inputs:
-            if x in self.carry and self.find(self.carry[x]) is not host:
+        for x in inputs:
+            if x in carry and carry[x] is not host and self.find(carry[x]) is not host:
                 bits |= self.demand(x)
             elif self.depth[x] > depth:
                 depth = self.depth[x]
         self.depth[n] = 1 + depth
         if host is not None:
-            self.carry[n], self.dims[n], self.direct[n] = host, found[host], 0
+            carry[n], self.dims[n], self.direct[n] = host, found[host], 0
             if bits:
                 self.depend(host, bits)
             if n in self.must:
@@ -319,80 +314,13 @@ class _Sweep(Groups):
         if n in self.must:
             self._store(n)
 
-    def _aligned(self, g: Grown, n: Node, dims: Dims) -> bool:
-        """Whether n has all shared axes of the group (a map may become rows that share its axes)."""
-        if not g.shared() <= set(dims):
-            return False
-        if g.kind == "rows":
-            return self._wide(g, n)
-        if all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
-            return True
-        # n repeats a map's value along new axes: rows, if these come last and there are enough.
-        if g.kind != "map" or g.finished or g.late or prod(g.extents.values()) < ROWS:
-            return False
-        first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m != 1)
-        return all(i < 0 for i in dims[first:]) and all(i in dims for i in g.extents)
-
-    def _wide(self, g: Grown, n: Node) -> bool:
-        """There are rows enough for n's size."""
-        return n.type.size <= SMALL or g.count() >= ROWS
-
-    def _choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:
-        """The group that computes n; others are merged into it or read through memory."""
-        if len(found) == 1 and not blocked:
-            (g,) = found
-            if bits and self.closure(bits) & g.mask:
-                return None
-            self._widen(g, n, found[g])
-            return g
-        ready = [g for g in found if g not in blocked]
-        for g in blocked:
-            bits |= g.mask
-        for g in sorted(ready, key=lambda g: (g.kind != "contract", -g.number)):
-            others = [h for h in ready if h is not g]
-            join = [h for h in others if self._can_merge(g, h, found[g], found[h])]
-            apart = bits
-            for h in others:
-                if h not in join:
-                    apart |= h.mask
-            if self.closure(apart) & g.mask or any(self.closure(apart) & h.mask for h in join):
-                join = []
-                for h in others:
-                    apart |= h.mask
-                if self.closure(apart) & g.mask:
-                    continue
-            for h in join:
-                if self.find(h) is h and self._can_merge(g, h, found[g], found[h]):
-                    self.merge(g, h)
-            self._widen(g, n, found[g])
-            return g
-        return None
-
-    def _widen(self, g: Grown, n: Node, dims: Dims) -> None:
-        if g.kind == "map" and not all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
-            g.kind, g.rows = "rows", tuple(g.extents)
-
-    def _can_merge(self, g: Grown, h: Grown, a: Dims, b: Dims) -> bool:
-        if "contract" in (g.kind, h.kind) or g.deps & h.mask or h.deps & g.mask:
-            return False
-        if g.kind == h.kind == "map":
-            return a == b and g.extents == h.extents
-        if g.finished or h.finished or g.late or h.late:
-            return False
-        rows = g.rows if g.kind == "rows" else h.rows
-        if g.kind == h.kind and g.rows != h.rows:
-            return False
-        if any(g.extents.get(i) != h.extents.get(i) for i in rows):
-            return False
-        if any((i in rows or j in rows) and i != j for i, j in zip(a, b, strict=True)):
-            return False
-        return prod(g.extents[i] for i in rows) >= ROWS or g.work + h.work <= SMALL
-
     def _spills(self, x: Node, n: Node) -> bool:
         """Whether to store what n reads: computing it again would multiply work, or grow without bound."""
+        if self.depth[x] >= DEPTH:
+            return True
         if type(n.op) is Broadcast and n.type.size >= 4 * x.type.size and self.price[x] >= DEAR:
             return True
-        return self.depth[x] >= DEPTH or (x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4)
+        return x in self.noisy and len(self.users[x]) > 1 and x.dtype.size < 4
 
     def _store(self, x: Node) -> None:
         """A value of memory only becomes a group of its own, next to others that read the same."""

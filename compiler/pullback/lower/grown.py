@@ -1,4 +1,7 @@
-"""Groups while they grow, and which of them depends on which: the state of the sweep in `fuse.py`."""
+"""Groups while they grow: which of them depends on which, which may take a node, which may merge.
+
+The state of the sweep in `fuse.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from math import prod
 from ..graph.graph import Node
 from .align import Dims
 from .groups import Group
+
+ROWS = 16
+"""Groups of fewer rows than this take in no more work than one row is worth: they would lose parallelism."""
+SMALL = 16384
+"""Elements that one block may as well do alone."""
 
 
 @dataclass(eq=False, slots=True)
@@ -118,3 +126,73 @@ class Groups:
         for other in self.groups:
             if other.merged is None and other.deps & g.mask:
                 other.deps |= g.deps | g.mask
+
+    # ---- which group computes a node
+    def aligned(self, g: Grown, n: Node, dims: Dims) -> bool:
+        """Whether n has all shared axes of the group (a map may become rows that share its axes)."""
+        if not g.shared() <= set(dims):
+            return False
+        if g.kind == "rows":
+            return self.wide(g, n)
+        if all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
+            return True
+        # n repeats a map's value along new axes: rows, if these come last and there are enough.
+        if g.kind != "map" or g.finished or g.late or prod(g.extents.values()) < ROWS:
+            return False
+        first = next(d for d, (i, m) in enumerate(zip(dims, n.shape, strict=True)) if i < 0 and m != 1)
+        return all(i < 0 for i in dims[first:]) and all(i in dims for i in g.extents)
+
+    def wide(self, g: Grown, n: Node) -> bool:
+        """There are rows enough for n's size."""
+        return n.type.size <= SMALL or g.count() >= ROWS
+
+    def choose(self, n: Node, found: dict[Grown, Dims], blocked: list[Grown], bits: int) -> Grown | None:
+        """The group that computes n; others are merged into it or read through memory."""
+        if len(found) == 1 and not blocked:
+            (g,) = found
+            if bits and self.closure(bits) & g.mask:
+                return None
+            self.widen(g, n, found[g])
+            return g
+        ready = [g for g in found if g not in blocked]
+        for g in blocked:
+            bits |= g.mask
+        for g in sorted(ready, key=lambda g: (g.kind != "contract", -g.number)):
+            others = [h for h in ready if h is not g]
+            join = [h for h in others if self.can_merge(g, h, found[g], found[h])]
+            apart = bits
+            for h in others:
+                if h not in join:
+                    apart |= h.mask
+            if self.closure(apart) & g.mask or any(self.closure(apart) & h.mask for h in join):
+                join = []
+                for h in others:
+                    apart |= h.mask
+                if self.closure(apart) & g.mask:
+                    continue
+            for h in join:
+                if self.find(h) is h and self.can_merge(g, h, found[g], found[h]):
+                    self.merge(g, h)
+            self.widen(g, n, found[g])
+            return g
+        return None
+
+    def widen(self, g: Grown, n: Node, dims: Dims) -> None:
+        if g.kind == "map" and not all(i >= 0 or m == 1 for i, m in zip(dims, n.shape, strict=True)):
+            g.kind, g.rows = "rows", tuple(g.extents)
+
+    def can_merge(self, g: Grown, h: Grown, a: Dims, b: Dims) -> bool:
+        if "contract" in (g.kind, h.kind) or g.deps & h.mask or h.deps & g.mask:
+            return False
+        if g.kind == h.kind == "map":
+            return a == b and g.extents == h.extents
+        if g.finished or h.finished or g.late or h.late:
+            return False
+        rows = g.rows if g.kind == "rows" else h.rows
+        if g.kind == h.kind and g.rows != h.rows:
+            return False
+        if any(g.extents.get(i) != h.extents.get(i) for i in rows):
+            return False
+        if any((i in rows or j in rows) and i != j for i, j in zip(a, b, strict=True)):
+            return False
+        return prod(g.extents[i] for i in rows) >= ROWS or g.work + h.work <= SMALL

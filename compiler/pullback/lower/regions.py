@@ -54,7 +54,7 @@ class _Region:
         self.values: dict[Node, Value] = {}
         self.partials: dict[Node, Value] = {}
         self.types: dict[int, int] = {}
-        self.operations: dict[Node, int] = {}
+        self.operations: dict[tuple[int, int], int] = {}
 
     def build(self) -> Region:
         inputs = tuple(self._value(n, n.op.label) for n in self.graph.inputs)
@@ -125,9 +125,10 @@ class _Region:
 
     def _operation(self, n: Node) -> int:
         """The number of an op with its result's type."""
-        code = self.operations.get(n)
+        key = id(n.op), id(n.type)  # many nodes share both objects
+        code = self.operations.get(key)
         if code is None:
-            code = self.operations[n] = self._code((identity(n.op), self._type(n)))
+            code = self.operations[key] = self._code((identity(n.op), self._type(n)))
         return code
 
     def _code(self, what: Hashable) -> int:

@@ -37,6 +37,7 @@ __all__ = [
     "Pass",
     "PassError",
     "apply",
+    "check",
     "checkpoint",
     "cse",
     "dce",
@@ -57,43 +58,44 @@ def run(
     passes: Sequence[Pass] = PASSES,
     dump: Callable[[str, T], None] | None = None,
     timings: dict[str, float] | None = None,
-    each: bool = True,
+    checked: bool = True,
 ) -> T:
     """Run `passes` in order over a graph or over every function of a program.
 
     `dump(name, result)` is called after each pass; `timings` collects seconds by pass name, verification apart.
-    Without `each`, the last result alone is verified; if that fails, all is done again to say which pass it was.
+    Not `checked`: nothing is verified, the caller asks `check` about the result.
     """
-    try:
-        return _run(what, passes, dump, {} if timings is None else timings, each)
-    except PullbackError:
-        if not each:
-            _run(what, passes, None, {}, True)
-        raise
-
-
-def _run(what: T, passes: Sequence[Pass], dump, timings: dict[str, float], each: bool) -> T:
+    timings = {} if timings is None else timings
     verified: set[Node] = set()
 
-    def check() -> None:
+    def verify_all() -> None:
         start = perf_counter()
         verify(what, verified)
         timings["verify"] = timings.get("verify", 0.0) + perf_counter() - start
 
-    if each:
-        check()
-    for k, p in enumerate(passes, 1):
+    if checked:
+        verify_all()
+    for p in passes:
         start = perf_counter()
         try:
             what = _apply(p, what)
             timings[p.__name__] = timings.get(p.__name__, 0.0) + perf_counter() - start
-            if each or k == len(passes):
-                check()
+            if checked:
+                verify_all()
         except PullbackError as error:
             raise PassError(f"after pass '{p.__name__}': {error}") from error
         if dump is not None:
             dump(p.__name__, what)
     return what
+
+
+def check(before: T, passes: Sequence[Pass], after: T) -> None:
+    """Verify what unchecked passes made; if that fails, all is done again to say which pass it was."""
+    try:
+        verify(after)
+    except PullbackError:
+        run(before, passes)
+        raise
 
 
 def _apply(p: Pass, what: Graph | Program) -> Graph | Program:
