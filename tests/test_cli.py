@@ -243,6 +243,26 @@ def test_mistakes_are_one_line(built, fails, tmp_path):
     assert "truncated" in fails("inspect", damaged, "--stage", "graph")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import pullback as pb\nundefined\n", "line 2, in <module>\n    undefined\nNameError: name 'undefined'"),
+        ("x = (1\n", "line 1\n    x = (1\n        ^\nSyntaxError"),
+        (
+            "import pullback as pb\n@pb.function(pb.f32[2])\ndef f(x):\n    return x * (1 / 0)\n",
+            "line 4, in f\n    return x * (1 / 0)\n",
+        ),
+    ],
+)
+def test_what_a_script_raises_is_shown_from_its_first_line_on(text, message, tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    assert main(["build", str(script)]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown and f'File "{script}"' in shown
+    assert "cli.py" not in shown and "trace.py" not in shown
+
+
 def test_unknown_stage(capsys):
     with pytest.raises(SystemExit):
         main(["inspect", str(DIGITS), "--stage", "tokens"])

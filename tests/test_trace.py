@@ -1,6 +1,7 @@
 """Tracing model scripts into programs: state, dimensions, structure of arguments and results, errors."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,25 @@ def double(x):
     assert program.functions[0].arguments[0].type.shape == (5, 3)
     assert program.options["argv"] == ["--width", "5"]
     assert (sys.argv, sys.path) == before and "__pullback__" not in sys.modules
+
+
+def test_scripts_in_two_threads_do_not_mix(tmp_path):
+    text = """
+import sys, time
+import pullback as pb
+
+before = list(sys.argv)
+time.sleep(0.01)
+assert sys.argv == before and sys.modules[__name__].before is before
+
+@pb.function(pb.f32[int(sys.argv[1])])
+def f(x):
+    return x
+"""
+    (tmp_path / "script.py").write_text(text)
+    with ThreadPoolExecutor(4) as pool:
+        programs = pool.map(lambda n: trace_script(tmp_path / "script.py", [n]), range(1, 9))
+    assert [p.functions[0].arguments[0].type.shape for p in programs] == [(n,) for n in range(1, 9)]
 
 
 def test_errors_of_a_script_keep_their_traceback(tmp_path):

@@ -11,12 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pullback_runtime.command import add_train, guarded
 from pullback_runtime.errors import RuntimeFailure
 
 from .config import Options, flag
 from .errors import BuildError, PullbackError
+
+if TYPE_CHECKING:
+    from .graph.program import Program
 
 _STAGES = ("graph", "gradient", "optimized", "kernels", "schedule", "plan", "memory", "llvm", "asm", "ptx")
 
@@ -109,10 +113,30 @@ class _Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _trace(args: argparse.Namespace):
+def _trace(args: argparse.Namespace) -> Program:
     from .dsl.trace import parse_dims, trace_script
 
-    return trace_script(args.script, args.script_args, parse_dims(args.dim))
+    dims = parse_dims(args.dim)
+    try:
+        return trace_script(args.script, args.script_args, dims)
+    except (PullbackError, RuntimeFailure):
+        raise
+    except Exception as e:  # a script may raise anything
+        raise ScriptFailed("the script failed\n" + _traceback(e, str(args.script))) from e
+
+
+def _traceback(error: Exception, script: str) -> str:
+    """Python's own message, from the script's first frame on."""
+    from traceback import TracebackException
+
+    shown = TracebackException.from_exception(error)
+    first = next((k for k, frame in enumerate(shown.stack) if frame.filename == script), len(shown.stack))
+    del shown.stack[:first]
+    return "".join(shown.format()).rstrip()
+
+
+class ScriptFailed(PullbackError):
+    """The script raised what is not of this package."""
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ values of those written are graph outputs.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,8 @@ from ..ops.elementwise import StopGradient
 from ..ops.leaf import Input
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..graph.program import Function, Program
     from .functions import ScriptFunction
     from .nn.module import Module
@@ -277,8 +280,12 @@ def parse_dims(items: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
     return dims
 
 
+_one_script = threading.RLock()
+"""Scripts see the process's `sys.argv`, `sys.path` and modules: one at a time, whatever the number of threads."""
+
+
 @contextmanager
-def _script_module(path, argv: list[str]) -> Iterator[ModuleType]:
+def _script_module(path: Path, argv: list[str]) -> Iterator[ModuleType]:
     """The script as a module that has run, as `python path argv` would have, while the context lasts."""
     try:
         source = path.read_bytes()
@@ -286,15 +293,16 @@ def _script_module(path, argv: list[str]) -> Iterator[ModuleType]:
         raise BuildError(f"cannot read the script {path}: {error.strerror}") from None
     module = ModuleType("__pullback__")
     module.__file__ = str(path)
-    argv_before, path_before, module_before = sys.argv, sys.path[:], sys.modules.get(module.__name__)
-    sys.argv = [str(path), *argv]
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[module.__name__] = module  # dataclasses and pickles look their module up by name
-    try:
-        exec(compile(source, str(path), "exec"), vars(module))
-        yield module
-    finally:
-        sys.argv, sys.path[:] = argv_before, path_before
-        sys.modules.pop(module.__name__)
-        if module_before is not None:
-            sys.modules[module.__name__] = module_before
+    with _one_script:
+        argv_before, path_before, module_before = sys.argv, sys.path[:], sys.modules.get(module.__name__)
+        sys.argv = [str(path), *argv]
+        sys.path.insert(0, str(path.resolve().parent))
+        sys.modules[module.__name__] = module  # dataclasses and pickles look their module up by name
+        try:
+            exec(compile(source, str(path), "exec"), vars(module))
+            yield module
+        finally:
+            sys.argv, sys.path[:] = argv_before, path_before
+            sys.modules.pop(module.__name__)
+            if module_before is not None:
+                sys.modules[module.__name__] = module_before
