@@ -1,7 +1,7 @@
 """A double of `cuda.bindings.driver`, NVIDIA's driver in Python: what the runtime calls, without a GPU.
 
     double = Double(kernels={ptx: llvm}, name="Double", capability=(9, 0))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", double)
+    before = double.install()
 
 It checks arguments as the driver's documentation says (current context, sizes, alignment, freed and foreign handles,
 graphs' nodes), records every call in `calls`, and runs kernels on the emulator (`tests/simt`), from the LLVM IR that
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
 from cuda_double_base import CUDA_KERNEL_NODE_PARAMS, Base, Failure, Handle, R, driver_call, module, require
 from simt.emulator import TensorMap
+
+from pullback_runtime import cuda_driver
 
 
 class Double(Base):
@@ -36,6 +39,17 @@ class Double(Base):
     cuuint32_t = cuuint64_t = staticmethod(int)
 
     # ---- modules -------------------------------------------------------------------------------------------
+    def install(self) -> str:
+        """From now on the runtime finds this double in the place of `cuda.bindings.driver`; the name of what was there.
+        That module itself stays what it is: other packages import it too."""
+        before, cuda_driver.BINDINGS = cuda_driver.BINDINGS, f"double {id(self)} of cuda.bindings.driver"
+        sys.modules[cuda_driver.BINDINGS] = self
+        return before
+
+    def uninstall(self, before: str) -> None:
+        del sys.modules[cuda_driver.BINDINGS]
+        cuda_driver.BINDINGS = before
+
     @driver_call
     def cuModuleLoadDataEx(self, image, numOptions, options, optionValues) -> Handle:
         self._current()

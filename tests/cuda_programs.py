@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
 from pullback.graph.program import Program
-from pullback_runtime.cuda_driver import BINDINGS
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,12 @@ class Built:
     @contextmanager
     def on(self, **how) -> Iterator[Double]:
         """Inside, NVIDIA's driver is a double that has these kernels."""
-        before = sys.modules.get(BINDINGS)
-        double = sys.modules[BINDINGS] = Double(self.kernels, **how)
+        double = Double(self.kernels, **how)
+        before = double.install()
         try:
             yield double
         finally:
-            if before is None:
-                del sys.modules[BINDINGS]
-            else:
-                sys.modules[BINDINGS] = before
+            double.uninstall(before)
 
 
 def built(program: Program, path: Path, target: str = "cpu,cuda", gpu: str = "sm_80", **options) -> Built:

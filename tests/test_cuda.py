@@ -21,9 +21,8 @@ from simt import native
 import pullback as pb
 import pullback_runtime as rt
 from pullback.dsl.trace import parse_dims, trace_functions, trace_script
-from pullback_runtime import cuda_graph
+from pullback_runtime import cuda_driver, cuda_graph
 from pullback_runtime.command import main as command
-from pullback_runtime.cuda_driver import BINDINGS
 from pullback_runtime.training import fit
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
@@ -271,7 +270,7 @@ def refused(path: Path, **how) -> str:
 
 
 def test_without_the_package(word, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, BINDINGS, None)
+    monkeypatch.setattr(cuda_driver, "BINDINGS", "cuda.bindings.no_driver")
     assert "needs NVIDIA's package cuda-bindings: pip install 'pullback[cuda]'" in refused(word.path)
 
 

@@ -211,9 +211,12 @@ class CudaBinding(Binding):
         with self.context.use() as c:
             c.check()
             c.feed(self.number, inputs)
+            blocks = c.place(self.number, on_device)
             c.run(self.number)
             if on_device:
-                results = [self._taken(c, i, a) for i, a in enumerate(self.entry.results)]
+                c.take(self.number, blocks)
+                pairs = zip(blocks, self.entry.results, strict=True)
+                results = [DeviceArray(c, x.address, a.dtype, a.shape, x) for x, a in pairs]
                 c.keep(inputs)
             else:
                 pairs = zip(c.fetch(self.number), self.entry.results, strict=True)
@@ -221,9 +224,3 @@ class CudaBinding(Binding):
         if on_device and cut is not None:
             results, cut = [x.first(cut) for x in results], None
         return self.finish(results, cut)
-
-    def _taken(self, c: Context, i: int, a: Array) -> DeviceArray:
-        """A result in memory of its own, for the next step will overwrite its place."""
-        block = c.allocate(size_of(a))
-        c.copy(block.address, c.memory + c.layout.results[self.number][i], size_of(a))
-        return DeviceArray(c, block.address, a.dtype, a.shape, block)

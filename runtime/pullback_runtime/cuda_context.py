@@ -32,6 +32,8 @@ from .function import failure
 _ALIGN = 256
 _STATUS = 64
 _SLOTS = 2
+_LARGE = 64 << 10
+"""Bytes of a result from which changing the addresses in the graph's nodes costs less than a copy."""
 
 
 def size_of(a: Array) -> int:
@@ -289,6 +291,24 @@ class Context:
             self.busy[self.slot] = self.busy[self.slot] or self._event()
             self.driver("cuEventRecord", self.busy[self.slot], self.stream)
             self.slot = (self.slot + 1) % _SLOTS
+
+    def place(self, number: int, on_device: bool) -> list[Block]:
+        """Memory for a step's results that stay on the device; large ones are written there at once."""
+        graph, function, places = self.graph(number), self.manifest.functions[number], self.layout.results[number]
+        blocks = [self.allocate(size_of(a)) for a in function.results] if on_device else []
+        for i, (a, place) in enumerate(zip(function.results, places, strict=True)):
+            there = on_device and size_of(a) >= _LARGE
+            base = FIRST_ARGUMENT + len(function.arguments) + i
+            graph.move(base, blocks[i].address if there else self.memory + place)
+        return blocks
+
+    def take(self, number: int, blocks: list[Block]) -> None:
+        """Queue copies of the other results, which the next step will overwrite."""
+        for a, b, place in zip(
+            self.manifest.functions[number].results, blocks, self.layout.results[number], strict=True
+        ):
+            if size_of(a) < _LARGE:
+                self.copy(b.address, self.memory + place, size_of(a))
 
     def fetch(self, number: int) -> list[np.ndarray]:
         """The results of a step, as bytes on the host (until the next step), when it and all before it are done."""
