@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from .lower.watch import watch
 from .passes.checkpoint import checkpoint
 from .passes.precision import precision
 from .schedule import schedule
+from .schedule.gpu_limits import GPU, GpuLimits
 
 
 class Build:
@@ -116,14 +117,17 @@ class Build:
         return self._planned
 
     def _plan(self, target: Target, regions: dict[int, Region]) -> Plan:
-        def scheduled(kernel: Kernel) -> Kernel:
+        def scheduled(kernel: Kernel, gpu: GpuLimits = GPU) -> Kernel:
             verify(kernel)
-            after = schedule(kernel, target)
+            after = schedule(kernel, target, gpu=gpu)
             verify(after, target)
             return after
 
+        def in_loops(kernel: Kernel) -> Kernel:
+            return scheduled(kernel, replace(GPU, moving=True))
+
         scratch = (lambda k: 0) if target.is_gpu else (lambda k: cpu.scratch_layout(k)[1])
-        return make_plan(self._optimized, regions, Kernels(scheduled, scratch))
+        return make_plan(self._optimized, regions, Kernels(scheduled, scratch, in_loops if target.is_gpu else None))
 
     @cached_property
     def llvm(self) -> dict[str, str]:

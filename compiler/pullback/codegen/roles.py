@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
-from ..kernel.concurrent import Arrive, Await, Copy, Role, Roles, arriving, box, roles_of
+from ..kernel.concurrent import Arrive, Await, Copy, Role, Roles, arriving, box
 from ..kernel.kernel import Affine, Kernel, Loop, Stmt, Tile, walk
-from ..kernel.products import LINE
+from ..kernel.products import LINE, Product, product
 from .builder import I1, I32, PTR, Value
 from .tensor_maps import tensor_map, tensor_maps
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WARP = 32
 GROUP = 4
 """Warps that change their number of registers together."""
+MANY = 128
+"""Columns of a product from which on its sums need more registers than even shares."""
 REGISTERS = (40, 232)
 """Of each thread of a role that computes nothing, and of one that multiplies: in three groups 3 x 168 in all."""
 
@@ -49,10 +51,10 @@ def alone(role: Role) -> bool:
     return simple(role.body)
 
 
-def arrivals(kernel: Kernel) -> dict[str, int]:
+def arrivals(together: Roles) -> dict[str, int]:
     """token array -> arrivals that end a phase."""
-    count = {r.name: 1 if alone(r) else r.warps for r in roles_of(kernel)}
-    return {token: sum(count[r] for r in names) for token, names in arriving(kernel).items()}
+    count = {r.name: 1 if alone(r) else r.warps for r in together.body}
+    return {token: sum(count[r] for r in names) for token, names in arriving(together).items()}
 
 
 def emit(em: ThreadEmitter, s: Roles | Role | Copy | Arrive | Await) -> None:
@@ -79,7 +81,7 @@ def _token(em: ThreadEmitter, s: Copy | Arrive | Await) -> Value:
 
 # ---- roles ----------------------------------------------------------------------------------------------
 def _roles(em: ThreadEmitter, s: Roles) -> None:
-    b, counts = em.b, arrivals(em.kernel)
+    b, counts = em.b, arrivals(s)
     with b.when(b.icmp("eq", em.number("thread"), 0)):
         for name, count in counts.items():
             for i in range(em.buffers[name].size):
@@ -88,8 +90,9 @@ def _roles(em: ThreadEmitter, s: Roles) -> None:
         b.line("call void @llvm.nvvm.fence.mbarrier_init.release.cluster()")
     b.line("call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)")
     warp, first = em.number("warp"), places(s.body)
-    multiplies = any(t.name == "wgmma" for t in walk(s.body) if isinstance(t, Tile))
-    changes = multiplies and em.threads == 3 * GROUP * WARP and all(r.warps % GROUP == 0 for r in s.body)
+    products = [product(t) for t in walk(s.body) if isinstance(t, Tile) and t.name == "wgmma"]
+    many = any(isinstance(p, Product) and p.columns >= MANY for p in products)
+    changes = many and em.threads == 3 * GROUP * WARP and all(r.warps % GROUP == 0 for r in s.body)
     for r in sorted(s.body, key=lambda r: first[r.name]):
         mine = b.icmp("ult", b.sub(warp, first[r.name]), r.warps)
         with b.when(mine):

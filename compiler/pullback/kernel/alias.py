@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from ..errors import PullbackError
 from .bounds import Range, apart, interval
-from .kernel import Affine, Expr, Index, Kernel, Load, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, map_store
+from .concurrent import Copy, box
+from .kernel import Affine, Expr, Index, Kernel, Load, Loop, Stmt, Store, Tile, exprs, loads, map_stmts, map_store, walk
 
 _Path = tuple[tuple[Loop, int], ...]
 """The loops around a statement with their largest extents, outermost first."""
@@ -27,6 +28,8 @@ def can_alias(kernel: Kernel, a: str, b: str) -> bool:
         return False
     if (x.shape, x.step, x.dtype) != (y.shape, y.step, y.dtype):
         return False
+    if any(isinstance(s, Copy) and box(s)[2].buffer == a for s in walk(kernel.body)):
+        return False  # on its way while other roles write
     reads, writes = [], []
     for at, (s, path) in enumerate(_statements(kernel.body, ())):
         for e in exprs(s):

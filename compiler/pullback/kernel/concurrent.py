@@ -90,23 +90,17 @@ def words(s: Stmt) -> str:
     return "roles" if isinstance(s, Roles) else f"tile {s.name}"
 
 
-def roles_of(kernel: Kernel) -> tuple[Role, ...]:
-    """The roles of a kernel's blocks; none in an ordinary kernel."""
-    return tuple(r for s in walk(kernel.body) if isinstance(s, Roles) for r in s.body)
-
-
 def signals(stmts: Iterable[Stmt]) -> list[Signal]:
     return [s for s in walk(stmts) if isinstance(s, Copy | Arrive | Await)]
 
 
-def arriving(kernel: Kernel) -> dict[str, tuple[str, ...]]:
+def arriving(together: Roles) -> dict[str, tuple[str, ...]]:
     """token array -> the roles that arrive at it: so many arrivals end a phase."""
-    roles = roles_of(kernel)
-    return {
-        b.name: tuple(r.name for r in roles if any(isinstance(s, Arrive) and s.token == b.name for s in walk(r.body)))
-        for b in kernel.locals
-        if b.space == "token"
-    }
+    out: dict[str, tuple[str, ...]] = {s.token: () for s in signals(together.body)}
+    for r in together.body:
+        for token in {s.token for s in walk(r.body) if isinstance(s, Arrive)}:
+            out[token] += (r.name,)
+    return out
 
 
 def box(s: Copy) -> tuple[tuple[Loop, ...], Store, Load]:
@@ -146,13 +140,13 @@ def broken_rule(kernel: Kernel) -> tuple[Stmt | None, str] | None:
     for s in together:
         if found := _roles(kernel, s):
             return found
+        awaited = {t.token for t in signals(s.body) if isinstance(t, Await)}
+        for token, names in arriving(s).items():
+            if not names or token not in awaited:
+                return s, f"nobody {'awaits' if names else 'arrives at'} the token {token}"
     for b in tokens:
         if b.dtype != i64 or any(b.name in (x.buffer for x in (t, *_loaded(t))) for t in stores(kernel.body)):
             return None, f"the token {b.name} is an i64 that only copy, arrive and await name"
-        if not arriving(kernel)[b.name]:
-            return None, f"nobody arrives at the token {b.name}"
-        if not any(isinstance(s, Await) and s.token == b.name for s in signals(kernel.body)):
-            return None, f"nobody awaits the token {b.name}"
     return None
 
 

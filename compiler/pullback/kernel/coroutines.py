@@ -122,7 +122,7 @@ def translate(e: Evaluator, s: Roles | Copy | Arrive | Await, depth: int) -> Non
 
 
 def _roles(e: Evaluator, s: Roles, depth: int) -> None:
-    e._line(depth, f"_crew = {e._object(Crew)}({e.kernel.name!r}, {e._object(arriving(e.kernel))})")
+    e._line(depth, f"_crew = {e._object(Crew)}({e.kernel.name!r}, {e._object(arriving(s))})")
     for n, role in enumerate(s.body):
         e._line(depth, f"def _role{n}(_role={role.name!r}):")
         for c in role.body:

@@ -73,23 +73,30 @@ class Kernels:
 
     `get` gives (key, blocks, bytes of scratch, estimated nanoseconds of a block) of an unscheduled kernel."""
 
-    def __init__(self, schedule: Callable[[Kernel], Kernel], scratch: Callable[[Kernel], int]):
-        self.schedule, self.scratch = schedule, scratch
+    def __init__(
+        self,
+        schedule: Callable[[Kernel], Kernel],
+        scratch: Callable[[Kernel], int],
+        in_loops: Callable[[Kernel], Kernel] | None = None,
+    ):
+        self.schedule, self.scratch, self.in_loops = schedule, scratch, in_loops
         self.by_key: dict[str, Kernel] = {}
-        self._seen: dict[int, tuple[Kernel, tuple[str, int, int, float]]] = {}
-        self._by_content: dict[str, tuple[str, int, int, float]] = {}
+        self._seen: dict[tuple[int, bool], tuple[Kernel, tuple[str, int, int, float]]] = {}
+        self._by_content: dict[tuple[str, bool], tuple[str, int, int, float]] = {}
 
-    def get(self, kernel: Kernel) -> tuple[str, int, int, float]:
-        hit = self._seen.get(id(kernel))
+    def get(self, kernel: Kernel, looped: bool = False) -> tuple[str, int, int, float]:
+        """`looped`: it is launched within a loop of the plan, for which there may be a schedule of its own."""
+        looped = looped and self.in_loops is not None
+        hit = self._seen.get((id(kernel), looped))
         if hit is None:
-            unscheduled = content_key(kernel)
+            unscheduled = content_key(kernel), looped
             found = self._by_content.get(unscheduled)
             if found is None:
-                k = self.schedule(kernel)
+                k = self.in_loops(kernel) if looped else self.schedule(kernel)
                 key = content_key(k)
                 self.by_key.setdefault(key, k)
                 found = self._by_content[unscheduled] = (key, k.blocks, self.scratch(k), work(k) / max(k.blocks, 1))
-            hit = self._seen[id(kernel)] = (kernel, found)
+            hit = self._seen[id(kernel), looped] = (kernel, found)
         return hit[1]
 
 
@@ -147,7 +154,7 @@ class _FunctionPlanner:
             f.name,
             tuple(a.type for a in f.arguments),
             tuple(v.type for v in region.outputs[:n_results]),
-            tuple(map(self._finish, steps)),
+            tuple(self._finish(s, False) for s in steps),
             commit,
             total,
             self.scratch,
@@ -237,13 +244,13 @@ class _FunctionPlanner:
         steps.append((loop, body))
         return steps
 
-    def _finish(self, step) -> Step:
+    def _finish(self, step, looped: bool) -> Step:
         if isinstance(step, tuple):
             loop, body = step
-            return Repeat(loop.count, tuple(map(self._finish, body)), loop.reverse)
+            return Repeat(loop.count, tuple(self._finish(s, True) for s in body), loop.reverse)
         found = []
         for piece, where in step.pieces:
-            key, blocks, scratch, time = self.kernels.get(piece.kernel)
+            key, blocks, scratch, time = self.kernels.get(piece.kernel, looped)
             self.scratch = max(self.scratch, scratch)
             arguments = tuple(Argument(at.storage.base, at.storage.offset, at.strides) for at in where)
             found.append((time, Call(key, arguments, blocks, piece.loc, piece.label, piece.sites)))

@@ -15,6 +15,7 @@ from .gpu_contract import schedule_contraction
 from .gpu_limits import GPU, GpuLimits
 from .gpu_map import schedule_map
 from .gpu_rows import schedule_rows
+from .gpu_wgmma import schedule_wgmma
 
 
 def schedule_gpu(
@@ -29,4 +30,4 @@ def schedule_gpu(
     return schedule_map(kernel, target, fixed, limits)
 
 
-_OWN = {"contraction": (schedule_contraction,), "rows": (schedule_rows,)}
+_OWN = {"contraction": (schedule_wgmma, schedule_contraction), "rows": (schedule_rows,)}

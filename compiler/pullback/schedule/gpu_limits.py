@@ -19,6 +19,8 @@ class GpuLimits:
     """Elements of a buffer that a thread keeps in registers, where its loops must be unrolled for it."""
     contraction: int = 8
     """Contractions of at least so many rows, columns and products go in tiles, smaller ones one element a thread."""
+    moving: bool = False
+    """The kernel is launched in loops, where its parameters move: no tensor maps."""
     blocks: int = 132
     """Tiles that keep the processors busy: with fewer, smaller tiles are taken."""
 

@@ -18,6 +18,7 @@ from ..kernel.kernel import (
     Store,
     exprs,
     loads,
+    map_stmts,
     read,
     stores,
     subst,
@@ -174,6 +175,10 @@ def split_parts(kernel: Kernel) -> tuple[list[Kernel], set[str]]:
     return parts, shared
 
 
+def _renamed_token(s: Stmt, names: dict[str, str]) -> Stmt:
+    return replace(s, token=names.get(s.token, s.token)) if hasattr(s, "token") else s
+
+
 def join_parts(kernel: Kernel, parts: list[Kernel]) -> Kernel:
     """The parts of `split_parts` again as one kernel; local buffers get names of their own."""
     shapes: dict[str, Buffer] = {b.name: b for b in kernel.params}
@@ -192,6 +197,7 @@ def join_parts(kernel: Kernel, parts: list[Kernel]) -> Kernel:
             if b.name in used:
                 shapes[b.name] = b
         stmts = map_accesses(part.body, lambda x, names=names: replace(x, buffer=names.get(x.buffer, x.buffer)))
+        stmts = map_stmts(stmts, lambda s, names=names: (_renamed_token(s, names),))
         if not all(isinstance(s, Loop) and s.binding == "block" for s in stmts):
             stmts = (Loop("part", 1, "parallel", stmts, "block"),)  # the whole part is one block
         body += stmts

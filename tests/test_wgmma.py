@@ -1,0 +1,257 @@
+"""Contractions in warpgroup products: what they serve, that they compute what the nest says, what ptxas makes of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+
+import emulated
+import numpy as np
+import pytest
+from emulated import ORDERS, EmulatedPlan, load, run_kernel
+from simt import native
+from simt.emulator import EmulationError, Emulator
+from simt.ptx import ptxas
+from test_ptx import bits
+
+import pullback as pb
+from pullback.codegen.numpy_math import numpy_functions
+from pullback.codegen.ptx import (
+    emit_kernel,
+    gpu_target,
+    launch_shape,
+    module,
+    shared_bytes,
+    tensor_maps,
+    translate,
+)
+from pullback.codegen.wgmma import check
+from pullback.config import Options
+from pullback.driver import Build
+from pullback.dsl.trace import trace_functions
+from pullback.errors import ScheduleError, VerifyError
+from pullback.kernel.concurrent import Roles
+from pullback.kernel.evaluate import evaluate, evaluate_plan
+from pullback.kernel.kernel import Kernel, walk
+from pullback.kernel.text import parse_kernel, print_kernel
+from pullback.kernel.verify import verify
+from pullback.schedule import schedule
+from pullback.schedule.gpu_limits import GPU
+from pullback.schedule.gpu_wgmma import Shape, schedule_wgmma
+
+SM90A = gpu_target("sm_90a")
+needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")
+GELU = "0.5 * (acc + b[j]) * (erf(0.7 * (acc + b[j])) + 1.0)"
+
+
+def nest(m: int, n: int, k: int, layout: str = "NT", dtype: str = "bf16", batch: int = 0, value: str = "acc") -> Kernel:
+    """y = a b + ...; `layout`: N if a row (column) of the operand is a row in memory ([m, k], [k, n]), T if not."""
+    o, lead = ("o, ", f"{batch},") if batch else ("", "")
+    a, ai = (f"{m},{k}", "i, k") if layout[0] == "N" else (f"{k},{m}", "k, i")
+    b, bi = (f"{k},{n}", "k, j") if layout[1] == "N" else (f"{n},{k}", "j, k")
+    fma, f = "fma_ftz" if dtype == "bf16" else "fma", "tf32" if dtype == "f32" else "cast:f32"
+    head = f"kernel k(x: {dtype}[{lead}{a}], w: {dtype}[{lead}{b}], b: f32[{n}]) -> y: f32[{lead}{m},{n}]"
+    lines = [
+        "  acc: f32[] register",
+        *[f"parallel o < {batch}"] * bool(batch),
+        f"parallel i < {m}",
+        f"parallel j < {n}",
+    ]
+    lines = [head, lines[0], *("  " * (d + 1) + s for d, s in enumerate(lines[1:]))]
+    pad = "  " * (len(lines) - 1)
+    lines += [f"{pad}acc = 0.0", f"{pad}reduce k < {k}", f"{pad}  acc = {fma}({f}(x[{o}{ai}]), {f}(w[{o}{bi}]), acc)"]
+    return parse_kernel("\n".join([*lines, f"{pad}y[{o}i, j] = {value}"]))
+
+
+def arrays_for(kernel: Kernel) -> dict[str, np.ndarray]:
+    g = np.random.default_rng(0)
+    inputs = [p for p in kernel.params if p.name not in kernel.outputs]
+    return {p.name: p.dtype.round(g.standard_normal(p.shape).astype(np.float32)) for p in inputs}
+
+
+CASES = {
+    "rows by rows": nest(184, 72, 136),
+    "rows by columns": nest(184, 72, 136, "NN"),
+    "columns by columns": nest(184, 72, 136, "TN"),
+    "columns by rows": nest(184, 72, 136, "TT"),
+    "f16": nest(64, 80, 72, "TN", "f16"),
+    "tf32": nest(184, 72, 100, "NT", "f32"),
+    "a batch": nest(72, 136, 64, "NN", batch=2),
+    "fused": nest(120, 72, 64, "NN", value=GELU),
+    "many rounds": nest(64, 64, 64 * 13 + 8),
+}
+SHAPES = {"f16": Shape(64, 128, 64, 1), "a batch": Shape(128, 128, 64, 2), "many rounds": Shape(64, 64, 64, 4)}
+
+
+@needs_emulator
+@pytest.mark.parametrize("case", CASES)
+def test_the_emulator_computes_what_the_nest_says(case):
+    kernel = CASES[case]
+    after = schedule_wgmma(kernel, SM90A, shape=SHAPES.get(case))
+    verify(after, SM90A)
+    assert parse_kernel(print_kernel(after)) == after
+    arrays, functions = arrays_for(kernel), numpy_functions()
+    wanted = evaluate(kernel, arrays, functions=functions)["y"]
+    assert bits(evaluate(after, arrays, functions=functions)["y"].reshape(wanted.shape)) == bits(wanted)
+    loaded = load({"k": after}, SM90A)
+    for order in ORDERS:
+        got, status = run_kernel(loaded, "k", after, SM90A, arrays, order)
+        y = got["y"].reshape(wanted.shape)
+        assert not any(status)
+        if case == "tf32":  # halves are rounded to even
+            assert np.allclose(y, wanted, atol=2.0**-8)
+        else:
+            assert bits(y) == bits(wanted), order
+
+
+# ---- the choice ---------------------------------------------------------------------------------------------
+def uses_roles(kernel: Kernel) -> bool:
+    return any(isinstance(s, Roles) for s in walk(kernel.body))
+
+
+REFUSED = {
+    "no bare load": nest(128, 128, 64, "NT", "f32"),
+    "need k contiguous": nest(128, 128, 64, "NN", "f32"),
+    "does not lie as bulk copies": nest(128, 128, 100),
+    "too small": nest(20, 200, 64),
+}
+
+
+def test_what_is_served():
+    big = schedule(nest(4096, 4096, 4096), SM90A)
+    assert uses_roles(big) and launch_shape(big) == (512, 384)
+    tile = next(s for s in walk(big.body) if getattr(s, "name", "") == "wgmma")
+    assert [s.extent for s in walk(tile.body) if hasattr(s, "extent")] == [128, 256, 64]
+    assert not uses_roles(schedule(nest(4096, 4096, 4096), gpu_target("sm_90")))
+    assert not uses_roles(schedule(nest(4096, 4096, 4096), SM90A, gpu=replace(GPU, moving=True)))
+    for reason, kernel in REFUSED.items():
+        if reason == "no bare load":
+            kernel = parse_kernel(re.sub(r"tf32\((x[^)]*)\)", r"tf32(neg(\1))", print_kernel(kernel)))
+        with pytest.raises(ScheduleError, match=reason):
+            schedule_wgmma(kernel, SM90A)
+        assert not uses_roles(schedule(kernel, SM90A))
+
+
+def test_maps():
+    after = schedule_wgmma(nest(200, 136, 200, "NN", batch=3), SM90A, shape=Shape(128, 128, 64, 4))
+    assert tensor_maps(after) == (
+        {
+            "parameter": 0,
+            "offset": 0,
+            "dtype": "bf16",
+            "shape": (3, 200, 200),
+            "strides": (80000, 400, 2),
+            "box": (1, 128, 64),
+            "swizzle": 128,
+        },
+        {
+            "parameter": 1,
+            "offset": 0,
+            "dtype": "bf16",
+            "shape": (3, 200, 136),
+            "strides": (54400, 272, 2),
+            "box": (1, 64, 64),
+            "swizzle": 128,
+        },
+    )
+    assert [m["dtype"] for m in tensor_maps(schedule_wgmma(CASES["tf32"], SM90A))] == ["tf32", "tf32"]
+    with pytest.raises(VerifyError, match="parameters that do not move"):
+        emit_kernel("k", after, SM90A, looped=True)
+
+
+def test_accumulators_are_each_threads_own():
+    text = print_kernel(schedule_wgmma(CASES["many rounds"], SM90A, shape=SHAPES["many rounds"]))
+    check(parse_kernel(text))
+    old = "acc[w*16 + h*8 + g, t*8 + q*2 + e] = 0.0"
+    assert old in text
+    for new in ("w*16 + h + g*2, t*8 + q*2 + e", "w*16 + h*8 + g, t*8 + q + e*4", "w*16 + h*8 + g, q*16 + t*2 + e"):
+        with pytest.raises(VerifyError, match="not what wgmma leaves"):
+            check(parse_kernel(text.replace(old, f"acc[{new}] = 0.0")))
+    names = {"lane g < 8": "lane q < 4", "lane q < 4": "lane g < 8"}
+    with pytest.raises(VerifyError, match="not what wgmma leaves"):
+        check(parse_kernel(re.sub("lane [gq] < .", lambda m: names[m[0]], text)))
+
+
+# ---- programs -----------------------------------------------------------------------------------------------
+@pb.function(pb.bf16[136, 72], pb.bf16[64, 72], pb.f32[64])
+def linear(x, w, b):
+    return pb.tanh(pb.matmul(x, w.T) + b)
+
+
+@pb.function(pb.bf16[2, 72, 64], pb.bf16[64, 64])
+def scanned(xs, w):
+    def step(total, x):
+        total = total + pb.matmul(x, w)
+        return total, pb.sum(total)
+
+    return pb.scan(step, pb.zeros((72, 64), dtype=pb.bf16), xs)
+
+
+@needs_emulator
+def test_programs_and_loops():
+    build = Build(trace_functions([linear, scanned], {}), Options(target="cpu,cuda", gpu="sm_90a"))
+    plan, cpu = build.plans["sm_90a"], build.plans[build.targets[0].isa]
+    assert [uses_roles(plan.kernels[c.kernel]) for c in plan.functions[0].steps[-1].calls] == [True]
+    assert sum(map(uses_roles, plan.kernels.values())) == 1
+    device, g = EmulatedPlan(plan, SM90A, "random:3"), np.random.default_rng(0)
+    for f in plan.functions:
+        arguments = [t.dtype.round(g.standard_normal(t.shape).astype(np.float32) / 8) for t in f.inputs]
+        wanted = evaluate_plan(cpu, f.name, None, arguments, functions=numpy_functions())
+        for a, b in zip(device.call(f.name, arguments), wanted, strict=True):
+            assert bits(a) == bits(b)
+
+
+# ---- mistakes -----------------------------------------------------------------------------------------------
+@needs_emulator
+def test_mistakes_in_the_machine_code_are_noticed(monkeypatch):
+    kernel = CASES["rows by columns"]
+    after = schedule_wgmma(kernel, SM90A, shape=Shape(64, 64, 64, 2))
+    arrays, text = arrays_for(kernel), module([emit_kernel("k", after, SM90A)], SM90A)
+    wanted = evaluate(kernel, arrays)["y"]
+
+    def run(text: str) -> np.ndarray:
+        got, _ = run_kernel(Emulator().load(text), "k", after, SM90A, arrays)
+        return got["y"].reshape(wanted.shape)
+
+    assert bits(run(text)) == bits(wanted)
+    with monkeypatch.context() as m:
+        m.setattr(emulated, "tensor_maps", lambda k: tuple({**t, "swizzle": 0} for t in tensor_maps(k)))
+        assert not np.allclose(run(text), wanted, atol=1.0)
+    fence, wait = "call void @llvm.nvvm.wgmma.fence.sync.aligned()", "call void @llvm.nvvm.bar.warp.sync(i32 -1)"
+    for old, new, kinds in (
+        (fence, "", ("async",)),
+        (wait, "", ("race", "divergence", "uninitialised")),
+        ("i32 8192)", "i32 4096)", ("deadlock", "async", "invalid", "race")),
+    ):
+        assert old in text
+        with pytest.raises(EmulationError) as e:
+            run(text.replace(old, new))
+        assert e.value.kind in kinds, e.value
+
+
+# ---- the assembler ------------------------------------------------------------------------------------------
+FIGURES = {
+    "bf16 4096": nest(4096, 4096, 4096),
+    "bf16 4096 NN fused": nest(4096, 4096, 4096, "NN", value=GELU),
+    "bf16 4096 TN": nest(4096, 4096, 4096, "TN"),
+    "tf32 4096": nest(4096, 4096, 4096, "NT", "f32"),
+    "bf16 odd": nest(1000, 1000, 1000, "NN", value=GELU),
+}
+
+
+@needs_ptxas
+def test_ptxas(tmp_path):
+    after = {name: schedule_wgmma(kernel, SM90A) for name, kernel in FIGURES.items()}
+    assert shared_bytes(after["bf16 4096"]) == 217344
+    texts = [emit_kernel(name.replace(" ", "_"), k, SM90A) for name, k in after.items()]
+    (tmp_path / "k.ptx").write_text(translate(module(texts, SM90A), SM90A))
+    command = [ptxas(), "-arch=sm_90a", "-v", "-o", tmp_path / "k.cubin", tmp_path / "k.ptx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert not re.search(r"C75(08|10)|setmaxnreg ignored|serialized", said)
+    assert said.count("0 bytes spill stores, 0 bytes spill loads") == len(texts)
+    figures = dict(re.findall(r"'k_(\w+)_sm_90a'.*?Used (\d+) registers", said, re.S))
+    assert int(figures.pop("bf16_odd")) < 100 and set(figures.values()) == {"168"}
