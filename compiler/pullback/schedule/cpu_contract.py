@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, gcd, prod
 
 from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
@@ -337,6 +337,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     def packs_rows(panels: int) -> bool:
         return not plain(a) or (panels >= 3 and k >= limits.pack_k and scattered)
 
+    streamed, along = m * k * size > limits.far_bytes, _unit(kernel, a, "i")
     beat = 1.0 if lanes * size >= 64 else 0.5  # cycles of one fma: 64 bytes, or two operations
     wait = 4 if beat == 1 else 4.6  # from one fma to the next on the same accumulator; two at a time leave no slack
 
@@ -348,12 +349,18 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
         total = 0.0
         near = tiles == 1 or k * nv * lanes * size <= target.l1 * 3 // 4
         bring = (1 if near else 3.2) * beat  # cycles to load a vector of the panel
+        count = panels + bool(rest)
+        packed = packs_rows(count)
         for mr, a in ((low, tiles - more), (low + 1, more)):
             for v, b in ((nv, panels), (rest, 1 if rest else 0)):
                 if a and b:
                     step = max(mr * v * beat, v * beat + mr / 2, v * bring, wait)
+                    if along and not packed:  # lines of their own for each k; one more where rows cross its end
+                        step += 0.5 + 1.5 * (mr * size - gcd(mr * size, 64)) / 64
                     total += a * b * (k * step + 2 * mr * v * beat + 12)
-        masked = rows & (rows - 1) != 0 and packs_rows(ceil(vectors / nv))  # copies of rows
+        masked = packed and rows & (rows - 1) != 0  # copies of rows
+        if streamed and not packed:
+            total += 0.3 * m * k * count  # every panel reads all rows from memory
         return total * (1 + 0.02 * (bool(more) + bool(rest)) + 0.03 * masked)  # less code is worth a little
 
     mr, nv = min(TILES[32 if target.registers >= 32 else 16], key=price)
@@ -362,29 +369,31 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     tiles, panels = ceil(m / mr), ceil(vectors / nv)
     pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
     pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b)[1] or n * k * size > limits.pack_bytes))
+    # Half as long vectors load twice as often: a panel that the first-level cache holds pays sooner.
+    pack_b = pack_b or (beat < 1 and tiles >= 8 and k >= 2 * limits.pack_k)
     pack_a = packs_rows(panels)
     single = len(c.reduced) == 1
     want = max(1, min(limits.blocks, 2 * m * n * k * outer // limits.block_flops)) / outer
     kc, carry_k = extents[last], False
     if pack_a:
         # A block of rows and a panel live in the second-level cache; packing rows pays from 192 columns on.
-        if single and k > limits.long_k and tiles >= 2:
-            kc = stretch(k, limits.long_k * 3 // 16)
+        if single and k >= limits.long_k and tiles >= 2:
+            kc = stretch(k, limits.long_k * 3 // 8)
             carry_k = kc < k
         rows = ceil(m / (256 if m < 2048 else 512))
-        want = min(want, 6 / outer)  # more would copy more
+        want = min(want, 4 / outer)  # more would copy more
         cb = parts(panels, max(n / 768, min(want / rows, n // 192)), max(1, n // 192))
         least = max(rows, ceil(want / cb))
         rb = parts(tiles, least, least + least // 3)
-    elif single and pack_b and tiles >= 2 and (k > limits.deep_k or m * k * size > limits.far_bytes):
-        # The rows that all panels walk do not stay in the third-level cache.
-        kc = stretch(k, limits.deep_k // 8)
+    elif single and pack_b and tiles >= 2 and (k > limits.deep_k or (streamed and nv * beat < 3)):
+        # The rows that all panels walk come from memory; narrow panels would wait for them.
+        kc = stretch(k, limits.deep_k * 3 // 32)
         carry_k = kc < k
         rb = parts(tiles, m / 512)
-        cb = parts(panels, max(n / 256, want / rb))
+        cb = parts(panels, max(n / 512, min(want, 16 / outer) / rb))
     else:
         if single and pack_b and tiles == 1:
-            kc = stretch(k, limits.long_k // 8)  # each panel is used once: keep it near
+            kc = stretch(k, limits.long_k // 4)  # each panel is used once: keep it near
         cb = parts(panels, want)
         if pack_b:  # cutting rows repeats the packing of panels
             want = min(want, max(4 / outer, cb * max(1, m // 512)))

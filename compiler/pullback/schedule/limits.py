@@ -30,12 +30,12 @@ class Limits:
     """A column operand of more bytes than this is packed in panels although it lies well."""
     pack_k: int = 64
     """Packing what lies well needs at least so many steps of k to pay."""
-    long_k: int = 2048
-    """Packed rows: longer k goes in stretches, so that a block of them stays near."""
+    long_k: int = 1024
+    """Packed rows: so long a k goes in stretches, so that a block of them stays near."""
     deep_k: int = 4096
     """Packed panels: the same."""
     far_bytes: int = 8 << 20
-    """Rows of more bytes than this do not stay in the third-level cache from panel to panel."""
+    """Rows of more bytes than this come from memory again for each panel."""
     far_rows: int = 5 << 20
     """Rows along which k steps by at least `page` bytes are packed if they are more than this ..."""
     sharing_rows: int = 1 << 20
