@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-import device
+import gpu_machine
 import numpy as np
 import pytest
 import test_gpu_models as models
@@ -27,7 +27,7 @@ from pullback.graph.types import TensorType, bf16, u32
 from pullback.ops.leaf import Input
 from pullback_runtime.arrays import numpy_dtype
 
-MACHINE = device.machine()
+MACHINE = gpu_machine.machine()
 if isinstance(MACHINE, str):
     pytest.skip(MACHINE, allow_module_level=True)
 pytestmark = pytest.mark.gpu
@@ -88,18 +88,18 @@ def test_ops(part, fusion):
     here, there = MACHINE.load(program, device="cpu"), MACHINE.load(program)
     wrong = []
     for k, (name, _, arrays) in enumerate(chosen):
-        for a, b in zip(device.run(there, f"f{k}", arrays), device.run(here, f"f{k}", arrays), strict=True):
+        for a, b in zip(gpu_machine.run(there, f"f{k}", arrays), gpu_machine.run(here, f"f{k}", arrays), strict=True):
             if not same_bits(a, b):
-                wrong.append(f"{name}: {device.distance(a, b)}")
+                wrong.append(f"{name}: {gpu_machine.distance(a, b)}")
     assert not wrong, "\n".join(wrong)
 
 
 # ---- matrix products ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("precision, tolerance", [("f32", 1e-6), ("tf32", 1e-3), ("bf16", 8e-3)])
-@pytest.mark.parametrize("shape", [(128, 128, 128), (97, 131, 75), (256, 64, 320), (33, 8, 40)], ids=str)
+@pytest.mark.parametrize("shape", ["128x128x128", "97x131x75", "256x64x320", "33x8x40"])
 def test_products(precision, tolerance, shape):
     """Both operands either way round, with what is fused before and behind."""
-    m, n, k = shape if MACHINE.double is None else (s // 4 for s in shape)
+    m, n, k = (int(s) // (1 if MACHINE.double is None else 4) for s in shape.split("x"))
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
 
