@@ -1,11 +1,14 @@
 """The verifier names the node and the place of what is wrong."""
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from random_graphs import graphs
 
+import pullback
 from pullback.errors import VerifyError
 from pullback.graph.graph import Graph, Loc, Node, make
 from pullback.graph.program import Argument, Function, Program, State
@@ -118,3 +121,15 @@ def test_written_states_keep_their_type():
 
 def _cast_output(g: Graph) -> Graph:
     return Graph(g.name, g.inputs, (g.outputs[0], make(Cast(i32), g.outputs[1], loc=LOC)))
+
+
+def test_nothing_assigns_to_a_node():
+    """Nodes are frozen by agreement (`graph.Node`): the compiler's source is what can be checked."""
+    fields = {"op", "inputs", "type", "loc", "tag"}
+    found = []
+    for path in Path(pullback.__file__).parent.rglob("*.py"):
+        for n in ast.walk(ast.parse(path.read_text())):
+            written = isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and n.attr in fields
+            if written and not (isinstance(n.value, ast.Name) and n.value.id == "self"):
+                found.append(f"{path}:{n.lineno}")
+    assert not found

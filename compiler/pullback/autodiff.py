@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .dsl.array import zeros_like
 from .dsl.creation import asarray, ones_like
-from .dsl.pytree import flatten, flatten_like, tree_map, unflatten
+from .dsl.pytree import Tree, flatten, flatten_like, tree_map, unflatten
 from .dsl.tensor import Tensor
 from .dsl.transforms import custom_vjp, stop_gradient
 from .errors import DTypeError, ShapeError, TraceError
@@ -98,7 +98,7 @@ def _differentiable_leaves(what: str, leaves: list) -> list[Tensor]:
     return leaves
 
 
-def grad(loss: Tensor, wrt):
+def grad(loss: Tensor, wrt: Tree) -> Tree:
     """The derivatives of a scalar `loss` by every tensor of the tree `wrt`, in a tree of the same structure.
 
     An ordinary expression: may be used in the function and differentiated again.  A tensor that the loss does

@@ -7,6 +7,7 @@ all lanes agree, or a vector of i1.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from math import gcd
 
@@ -15,7 +16,7 @@ from . import scalar
 from .builder import I64, Builder, Type, Value, ty
 
 
-class Access:
+class Access(ABC):
     """Where accesses of one kernel lie.  `pointers`: the address of each buffer that is not in registers."""
 
     def __init__(self, kernel: Kernel, b: Builder, pointers: Mapping[str, Value]):
@@ -29,9 +30,9 @@ class Access:
         self._flat: dict[int, tuple] = {}  # access -> its flat index
         self._fixed: dict[tuple[str, int], Value] = {}  # addresses that no axis moves
 
+    @abstractmethod
     def expr(self, e: Expr) -> Value:
         """The value of an expression: a scalar if lanes agree by construction, else a vector."""
-        raise NotImplementedError
 
     def across(self, axis: str | None, width: int) -> None:
         """From now on `axis` runs over the lanes of vectors (None, or one lane: there are none)."""

@@ -13,7 +13,7 @@ from ..ops.leaf import Input, Iota, Item
 from ..ops.movement import Movement
 from ..ops.scan import Scan, substitute
 from .creation import asarray
-from .pytree import flatten, flatten_like, leaf_names, unflatten
+from .pytree import Tree, flatten, flatten_like, leaf_names, unflatten
 from .tensor import Tensor, emit
 from .trace import active
 
@@ -28,7 +28,9 @@ def iteration() -> Tensor | None:
     return _iteration.get()
 
 
-def scan(f: Callable, init, xs=None, length: int | None = None, reverse: bool = False) -> tuple[object, object]:
+def scan(
+    f: Callable, init: Tree, xs: Tree = None, length: int | None = None, reverse: bool = False
+) -> tuple[Tree, Tree]:
     """Apply `carry, y = f(carry, x)` to slices of xs in turn, as `jax.lax.scan`: one loop in the program, not unrolled.
 
     init: the first carry, a tree of tensors; every carry has its structure, shapes and dtypes.

@@ -12,11 +12,22 @@ from ..errors import DTypeError, ShapeError, TraceError
 from ..graph.graph import make
 from ..graph.types import DType, bool_, f32, f64, i32, i64
 from ..ops.leaf import Iota
-from .promotion import cast, constant, dtype_of, fill, is_scalar, scalar_value, weak_type
+from .promotion import (
+    ArrayLike,
+    DTypeLike,
+    ShapeLike,
+    cast,
+    constant,
+    dtype_of,
+    fill,
+    is_scalar,
+    scalar_value,
+    weak_type,
+)
 from .tensor import Tensor
 
 
-def shape_of(shape) -> tuple[int, ...]:
+def shape_of(shape: ShapeLike) -> tuple[int, ...]:
     """A shape from an int or a sequence of ints; raises `ShapeError` where a size is negative or no int."""
     sizes = (shape,) if not isinstance(shape, Sequence) else shape
     try:
@@ -28,7 +39,7 @@ def shape_of(shape) -> tuple[int, ...]:
     return result
 
 
-def asarray(obj, *, dtype=None, copy=None) -> Tensor:
+def asarray(obj: ArrayLike, *, dtype: DTypeLike | None = None, copy: bool | None = None) -> Tensor:
     """A tensor from a tensor, a numpy array (keeps its dtype), a scalar or nested lists (f32, i32 or bool)."""
     target = None if dtype is None else dtype_of(dtype)
     if isinstance(obj, Tensor):
@@ -58,7 +69,7 @@ def _common(items) -> DType:
     return promoted(*items, broadcasts=False)[0].type.dtype
 
 
-def full(shape, fill_value, *, dtype=None) -> Tensor:
+def full(shape: ShapeLike, fill_value: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """A tensor of one scalar (a Python number, or a 0-d tensor that is broadcast)."""
     sizes = shape_of(shape)
     if isinstance(fill_value, Tensor):
@@ -72,47 +83,47 @@ def full(shape, fill_value, *, dtype=None) -> Tensor:
     return Tensor(fill(value, weak_type(value, None) if dtype is None else dtype_of(dtype), sizes))
 
 
-def zeros(shape, *, dtype=f32) -> Tensor:
+def zeros(shape: ShapeLike, *, dtype: DTypeLike = f32) -> Tensor:
     """Zeros (f32 unless said)."""
     return full(shape, 0, dtype=f32 if dtype is None else dtype)
 
 
-def ones(shape, *, dtype=f32) -> Tensor:
+def ones(shape: ShapeLike, *, dtype: DTypeLike = f32) -> Tensor:
     """Ones (f32 unless said)."""
     return full(shape, 1, dtype=f32 if dtype is None else dtype)
 
 
-def empty(shape, *, dtype=f32) -> Tensor:
+def empty(shape: ShapeLike, *, dtype: DTypeLike = f32) -> Tensor:
     """Zeros: a pure program has no uninitialised memory."""
     return zeros(shape, dtype=dtype)
 
 
-def full_like(x: Tensor, fill_value, *, dtype=None) -> Tensor:
+def full_like(x: Tensor, fill_value: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """One scalar in the shape and dtype of x."""
     return full(x.shape, fill_value, dtype=dtype or x.dtype)
 
 
-def zeros_like(x: Tensor, *, dtype=None) -> Tensor:
+def zeros_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
     """Zeros in the shape and dtype of x."""
     return Tensor(fill(0, dtype_of(dtype) if dtype else x.dtype, x.shape))
 
 
-def ones_like(x: Tensor, *, dtype=None) -> Tensor:
+def ones_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
     """Ones in the shape and dtype of x."""
     return Tensor(fill(1, dtype_of(dtype) if dtype else x.dtype, x.shape))
 
 
-def empty_like(x: Tensor, *, dtype=None) -> Tensor:
+def empty_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
     """Zeros in the shape and dtype of x."""
     return zeros_like(x, dtype=dtype)
 
 
-def iota(shape, axis: int, dtype=i32) -> Tensor:
+def iota(shape: ShapeLike, axis: int, dtype: DTypeLike = i32) -> Tensor:
     """0, 1, 2, ... along `axis`, the same along all others (not in the standard)."""
     return Tensor(make(Iota(dtype_of(dtype), shape_of(shape), axis)))
 
 
-def arange(start, /, stop=None, step=1, *, dtype=None) -> Tensor:
+def arange(start: float, /, stop: float | None = None, step: float = 1, *, dtype: DTypeLike | None = None) -> Tensor:
     """start, start + step, ... below stop (from 0 where only one bound is given).
 
     The bounds are Python numbers.  dtype: i32, or f32 if a bound is a float.  Errors: `ShapeError` for step 0.
@@ -138,7 +149,9 @@ def arange(start, /, stop=None, step=1, *, dtype=None) -> Tensor:
     return (counted + int(start) if start else counted).astype(target)
 
 
-def linspace(start, stop, /, num: int, *, dtype=None, endpoint: bool = True) -> Tensor:
+def linspace(
+    start: float, stop: float, /, num: int, *, dtype: DTypeLike | None = None, endpoint: bool = True
+) -> Tensor:
     """`num` numbers from start to stop (included if `endpoint`), evenly spaced; f32 unless said."""
     target = f32 if dtype is None else dtype_of(dtype)
     gaps = num - 1 if endpoint else num
@@ -151,7 +164,7 @@ def linspace(start, stop, /, num: int, *, dtype=None, endpoint: bool = True) -> 
     return ((1.0 - share) * start + share * stop).astype(target)
 
 
-def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype=f32) -> Tensor:
+def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DTypeLike = f32) -> Tensor:
     """Ones on diagonal k (above the main one where k > 0), zeros elsewhere."""
     shape = shape_of((n_rows, n_rows if n_cols is None else n_cols))
     return Tensor(cast((iota(shape, 1) - iota(shape, 0) == k).node, dtype_of(dtype or f32)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, update_wrapper
 from itertools import product
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ..graph.program import Argument, Function, Print
 from ..graph.types import Dim, Spec, TensorType
 from ..ops.leaf import Input
 from .array import asarray
-from .pytree import flatten, leaf_names, plain, tree_leaves, unflatten
+from .pytree import Tree, flatten, leaf_names, plain, tree_leaves, unflatten
 from .tensor import Tensor
 from .trace import Trace, active
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .state import Scope, Variable
 
 
-def function(*specs, training: bool | None = None, name: str | None = None):
+def function(
+    *specs: Tree, training: bool | None = None, name: str | None = None
+) -> Callable[[Callable], ScriptFunction] | ScriptFunction:
     """Compile a Python function: `@pb.function(pb.f32[batch, 64], pb.i32[batch], training=True)`.
 
     specs: one per parameter, in order: dtype[dims], or dicts and tuples of them.

@@ -11,11 +11,11 @@ from ..graph.graph import Node, make
 from ..graph.types import i32, i64
 from ..ops.indexing import Gather
 from ..ops.movement import Flip, Reshape, Slice
-from .promotion import broadcast, broadcast_shapes, cast, constant
+from .promotion import ArrayLike, broadcast, broadcast_shapes, cast, constant
 from .tensor import Tensor
 
 
-def getitem(x: Tensor, key) -> Tensor:
+def getitem(x: Tensor, key: object) -> Tensor:
     """numpy's meaning of `x[key]`, but: tensors as indices must be integers, next to each other, and within
     0 <= i < size when the program runs; boolean masks have no static shape (use `where`)."""
     items = _expand(x.shape, key if isinstance(key, tuple) else (key,))
@@ -85,7 +85,7 @@ def _item(k):
     return array
 
 
-def index_tensor(indices, size: int) -> Tensor:
+def index_tensor(indices: ArrayLike, size: int) -> Tensor:
     """Integer indices for an axis; those known now are checked and counted from 0."""
     if isinstance(indices, Tensor):
         if not indices.dtype.is_integer:

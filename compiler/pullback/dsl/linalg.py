@@ -9,7 +9,7 @@ from ..errors import DTypeError, ShapeError
 from ..ops.contract import Contract
 from .creation import asarray
 from .manipulation import axis_of, permute_dims, reshape
-from .promotion import broadcast_shapes, promoted
+from .promotion import ArrayLike, broadcast_shapes, promoted
 from .reductions import sum
 from .tensor import Tensor, emit
 
@@ -45,7 +45,7 @@ def _reduced(x: Tensor, labels: str, others: str, sizes: dict[str, int]) -> tupl
     return x, labels
 
 
-def matmul(x1, x2, /) -> Tensor:
+def matmul(x1: ArrayLike, x2: ArrayLike, /) -> Tensor:
     """The matrix product of the last two axes; axes before are batches and broadcast; a 1-d operand is a vector.
 
     Floats of 16 bits accumulate in f32.  Errors: `ShapeError` with both shapes.
@@ -67,7 +67,7 @@ def matmul(x1, x2, /) -> Tensor:
     return contract(a, b, f"{lhs}{rows}k", f"{rhs}k{columns}" if columns else f"{rhs}k", f"{batch}{rows}{columns}")
 
 
-def tensordot(x1, x2, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
+def tensordot(x1: ArrayLike, x2: ArrayLike, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
     """Multiply and sum over axes: the last `axes` of x1 with the first of x2, or two lists of axes."""
     a, b = _pair("tensordot", x1, x2)
     if isinstance(axes, int):
@@ -84,7 +84,7 @@ def tensordot(x1, x2, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2)
     return contract(a, b, lhs, rhs, out)
 
 
-def vecdot(x1, x2, /, *, axis: int = -1) -> Tensor:
+def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1) -> Tensor:
     """The products summed along `axis` (negative); the other axes broadcast."""
     a, b = _pair("vecdot", x1, x2)
     ndim = max(a.ndim, b.ndim)
@@ -98,7 +98,7 @@ def vecdot(x1, x2, /, *, axis: int = -1) -> Tensor:
     return contract(a, b, labels[ndim - a.ndim :], labels[ndim - b.ndim :], out)
 
 
-def outer(x1, x2, /) -> Tensor:
+def outer(x1: ArrayLike, x2: ArrayLike, /) -> Tensor:
     """All products of two 1-d tensors' elements."""
     a, b = _pair("outer", x1, x2)
     if a.ndim != 1 or b.ndim != 1:
@@ -106,7 +106,7 @@ def outer(x1, x2, /) -> Tensor:
     return reshape(a, (-1, 1)) * b
 
 
-def matrix_transpose(x, /) -> Tensor:
+def matrix_transpose(x: ArrayLike, /) -> Tensor:
     """The last two axes swapped."""
     x = asarray(x)
     if x.ndim < 2:

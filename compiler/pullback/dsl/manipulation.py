@@ -16,7 +16,7 @@ from ..ops.indexing import Gather
 from ..ops.leaf import checked_scalar
 from ..ops.movement import Broadcast, Concat, Flip, Pad, Permute, Reshape, Slice
 from .creation import asarray, shape_of
-from .promotion import broadcast, broadcast_shapes, promoted
+from .promotion import ArrayLike, ShapeLike, broadcast, broadcast_shapes, promoted
 from .promotion import broadcast_to as _check_broadcast
 from .tensor import Tensor, emit
 
@@ -39,7 +39,7 @@ def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(axes))
 
 
-def reshape(x, /, shape, *, copy=None) -> Tensor:
+def reshape(x: ArrayLike, /, shape: ShapeLike, *, copy: bool | None = None) -> Tensor:
     """The elements in C order under another shape; one size may be -1."""
     x = asarray(x)
     sizes = [index(n) for n in (shape if isinstance(shape, Sequence) else (shape,))]
@@ -54,7 +54,7 @@ def reshape(x, /, shape, *, copy=None) -> Tensor:
     return x if target == x.shape else emit(Reshape(target), x.node)
 
 
-def permute_dims(x, /, axes) -> Tensor:
+def permute_dims(x: ArrayLike, /, axes: int | Sequence[int]) -> Tensor:
     """Axis d of the result is axis `axes[d]` of x."""
     x = asarray(x)
     if len(axes) != x.ndim:
@@ -63,7 +63,7 @@ def permute_dims(x, /, axes) -> Tensor:
     return x if order == tuple(range(x.ndim)) else emit(Permute(order), x.node)
 
 
-def moveaxis(x, source, destination, /) -> Tensor:
+def moveaxis(x: ArrayLike, source: int | Sequence[int], destination: int | Sequence[int], /) -> Tensor:
     """Axes `source` moved to `destination` (ints or sequences of them); the others keep their order."""
     x = asarray(x)
     sources = [axis_of(a, x.ndim) for a in (source if isinstance(source, Sequence) else (source,))]
@@ -76,7 +76,7 @@ def moveaxis(x, source, destination, /) -> Tensor:
     return permute_dims(x, order)
 
 
-def broadcast_to(x, /, shape) -> Tensor:
+def broadcast_to(x: ArrayLike, /, shape: ShapeLike) -> Tensor:
     """x repeated to `shape`, aligned at the end."""
     x, target = asarray(x), shape_of(shape)
     _check_broadcast(x.shape, target)
@@ -90,13 +90,13 @@ def broadcast_arrays(*arrays) -> list[Tensor]:
     return [Tensor(broadcast(t.node, shape)) for t in tensors]
 
 
-def broadcast_axes(x: Tensor, shape, axes) -> Tensor:
+def broadcast_axes(x: Tensor, shape: ShapeLike, axes: int | Sequence[int]) -> Tensor:
     """x repeated to `shape`, its axis d at position `axes[d]`, ascending (not in the standard)."""
     shape, axes = tuple(shape), tuple(axes)
     return x if x.shape == shape else emit(Broadcast(shape, axes), x.node)
 
 
-def expand_dims(x, /, *, axis=0) -> Tensor:
+def expand_dims(x: ArrayLike, /, *, axis: int | Sequence[int] = 0) -> Tensor:
     """A new axis of size 1 at position `axis` of the result (or several)."""
     x = asarray(x)
     given = axis if isinstance(axis, Sequence) else (axis,)
@@ -107,7 +107,7 @@ def expand_dims(x, /, *, axis=0) -> Tensor:
     return reshape(x, tuple(1 if d in axes else next(sizes) for d in range(x.ndim + len(given))))
 
 
-def squeeze(x, /, axis) -> Tensor:
+def squeeze(x: ArrayLike, /, axis: int | Sequence[int]) -> Tensor:
     """Without the given axes, which must have size 1."""
     x = asarray(x)
     axes = axes_of(axis, x.ndim)
@@ -116,14 +116,14 @@ def squeeze(x, /, axis) -> Tensor:
     return reshape(x, tuple(n for d, n in enumerate(x.shape) if d not in axes))
 
 
-def flip(x, /, *, axis=None) -> Tensor:
+def flip(x: ArrayLike, /, *, axis: int | Sequence[int] | None = None) -> Tensor:
     """Reversed along `axis` (an int, several, or None: all)."""
     x = asarray(x)
     axes = tuple(a for a in axes_of(axis, x.ndim) if x.shape[a] > 1)
     return emit(Flip(axes), x.node) if axes else x
 
 
-def concat(arrays, /, *, axis: int | None = 0) -> Tensor:
+def concat(arrays: Sequence[ArrayLike], /, *, axis: int | None = 0) -> Tensor:
     """Tensors one after the other along `axis` (None: flattened before), in their promoted dtype."""
     tensors = [asarray(a) for a in arrays]
     if not tensors:
@@ -135,7 +135,7 @@ def concat(arrays, /, *, axis: int | None = 0) -> Tensor:
     return Tensor(nodes[0]) if len(nodes) == 1 else emit(Concat(axis), *nodes)
 
 
-def stack(arrays, /, *, axis: int = 0) -> Tensor:
+def stack(arrays: Sequence[ArrayLike], /, *, axis: int = 0) -> Tensor:
     """Tensors of one shape, one after the other along a new axis."""
     tensors = [asarray(a) for a in arrays]
     if not tensors or any(t.shape != tensors[0].shape for t in tensors):
@@ -143,21 +143,21 @@ def stack(arrays, /, *, axis: int = 0) -> Tensor:
     return concat([expand_dims(t, axis=axis) for t in tensors], axis=axis_of(axis, tensors[0].ndim + 1))
 
 
-def unstack(x, /, *, axis: int = 0) -> tuple[Tensor, ...]:
+def unstack(x: ArrayLike, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices along `axis`, which they no longer have."""
     x = asarray(x)
     before = (slice(None),) * axis_of(axis, x.ndim)
     return tuple(x[(*before, i)] for i in range(x.shape[len(before)]))
 
 
-def pad(x, widths, *, value=0) -> Tensor:
+def pad(x: ArrayLike, widths: Sequence[tuple[int, int]], *, value: float = 0) -> Tensor:
     """`widths[d] = (before, after)` elements of `value` around axis d (not in the standard)."""
     x = asarray(x)
     low, high = (tuple(int(w[k]) for w in widths) for k in range(2))
     return emit(Pad(low, high, checked_scalar(value, x.dtype)), x.node) if any(low) or any(high) else x
 
 
-def repeat(x, repeats: int | Sequence[int] | np.ndarray, /, *, axis: int | None = None) -> Tensor:
+def repeat(x: ArrayLike, repeats: int | Sequence[int] | np.ndarray, /, *, axis: int | None = None) -> Tensor:
     """Every element (`axis` None: of the flattened x; else every slice along it) `repeats` times in a row.
 
     `repeats`: one number, or one for each slice, known while the program is built.
@@ -181,7 +181,7 @@ def repeat(x, repeats: int | Sequence[int] | np.ndarray, /, *, axis: int | None 
     return reshape(spread, (*x.shape[:axis], x.shape[axis] * n, *x.shape[axis + 1 :]))
 
 
-def tile(x, repetitions, /) -> Tensor:
+def tile(x: ArrayLike, repetitions: ShapeLike, /) -> Tensor:
     """The whole of x `repetitions[d]` times along axis d, aligned at the end."""
     x = asarray(x)
     counts = shape_of(repetitions)
@@ -193,7 +193,7 @@ def tile(x, repetitions, /) -> Tensor:
     return reshape(spread, tuple(c * n for c, n in zip(counts, sizes, strict=True)))
 
 
-def roll(x, /, shift, *, axis=None) -> Tensor:
+def roll(x: ArrayLike, /, shift: int | Sequence[int], *, axis: int | Sequence[int] | None = None) -> Tensor:
     """Elements moved by `shift` places, those that fall off coming in again (`axis` None: of the flattened x)."""
     x = asarray(x)
     if axis is None:

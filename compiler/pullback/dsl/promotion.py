@@ -7,7 +7,9 @@ and numpy scalars are weak: they take the tensor's dtype unless their kind is hi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,11 +20,21 @@ from ..ops.elementwise import Cast
 from ..ops.leaf import Constant, Fill, checked_scalar
 from ..ops.movement import Broadcast
 
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
 _RANK = {"b": 0, "u": 1, "i": 1, "f": 2}
 _SIGNED = {8: i8, 32: i32, 64: i64}
 _FROM_NUMPY = {d.numpy: d for d in (f64, f32, f16, i64, i32, i8, u8, u32, bool_)}
 
 Shape = tuple[int, ...]
+
+ArrayLike: TypeAlias = "Tensor | np.ndarray | np.generic | bool | int | float | Sequence"
+"""What array functions take; sequences are nested lists of numbers or tensors."""
+DTypeLike: TypeAlias = "DType | str | type | np.dtype"
+ShapeLike: TypeAlias = "int | Sequence[int]"
+Axes: TypeAlias = "int | Sequence[int] | None"
+"""None: all."""
 
 
 def promote_types(a: DType, b: DType) -> DType:
@@ -63,7 +75,7 @@ def result_type(*arrays_and_dtypes) -> DType:
     return strong
 
 
-def can_cast(from_, to: DType) -> bool:
+def can_cast(from_: DTypeLike | Tensor, to: DType) -> bool:
     """Whether a dtype (or a tensor's) goes to `to` by promotion, that is without losing its kind or width."""
     dtype = getattr(from_, "dtype", from_)
     return promote_types(dtype, to) is to
@@ -112,7 +124,7 @@ class IntegerInfo:
     dtype: DType
 
 
-def finfo(type) -> FloatInfo:
+def finfo(type: DTypeLike | Tensor) -> FloatInfo:
     """Limits of a float dtype (or of a tensor's)."""
     dtype = getattr(type, "dtype", None) or dtype_of(type)
     if not dtype.is_float:
@@ -125,7 +137,7 @@ def finfo(type) -> FloatInfo:
     return FloatInfo(dtype.bits, *numbers, dtype)
 
 
-def iinfo(type) -> IntegerInfo:
+def iinfo(type: DTypeLike | Tensor) -> IntegerInfo:
     """Limits of an integer dtype (or of a tensor's)."""
     dtype = getattr(type, "dtype", None) or dtype_of(type)
     if not dtype.is_integer:
@@ -134,7 +146,7 @@ def iinfo(type) -> IntegerInfo:
     return IntegerInfo(dtype.bits, int(info.max), int(info.min), dtype)
 
 
-def dtype_of(spec: DType | str | type | np.dtype) -> DType:
+def dtype_of(spec: DTypeLike) -> DType:
     """A dtype from what users write: `pb.f32`, "f32", float, numpy.float32."""
     if isinstance(spec, DType):
         return spec
@@ -153,11 +165,11 @@ def dtype_of(spec: DType | str | type | np.dtype) -> DType:
     return _FROM_NUMPY[numpy]
 
 
-def is_scalar(x) -> bool:
+def is_scalar(x: object) -> bool:
     return isinstance(x, bool | int | float | np.generic)
 
 
-def scalar_value(x) -> bool | int | float:
+def scalar_value(x: bool | int | float | np.generic) -> bool | int | float:
     """A Python scalar from a Python or numpy one."""
     value = x.item() if isinstance(x, np.generic) else x
     if not isinstance(value, bool | int | float):
@@ -165,12 +177,12 @@ def scalar_value(x) -> bool | int | float:
     return value
 
 
-def fill(value, dtype: DType, shape: Shape, loc: Loc | None = None) -> Node:
+def fill(value: ArrayLike, dtype: DType, shape: Shape, loc: Loc | None = None) -> Node:
     """A constant scalar everywhere; raises `DTypeError` where the dtype cannot hold it."""
     return make(Fill(checked_scalar(value, dtype), dtype, shape), loc=loc)
 
 
-def constant(array, dtype: DType | None = None) -> Node:
+def constant(array: ArrayLike, dtype: DType | None = None) -> Node:
     """The node of an array known now.  Lists of Python numbers count as i32, f32 or bool."""
     given = isinstance(array, np.ndarray | np.generic)
     try:

@@ -5,16 +5,20 @@ A structure is described by the same containers with each leaf's position in its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Tree = Any
+"""Containers of leaves of any kind (Python has no type for it)."""
 
 
-def flatten(tree) -> tuple[list, object]:
+def flatten(tree: Tree) -> tuple[list, Tree]:
     """The leaves in order, and the tree of their positions."""
     leaves: list = []
     return leaves, _positions(tree, leaves)
 
 
-def _positions(tree, leaves: list):
+def _positions(tree: Tree, leaves: list) -> Tree:
     if tree is None:
         return None
     if isinstance(tree, dict):
@@ -25,7 +29,7 @@ def _positions(tree, leaves: list):
     return len(leaves) - 1
 
 
-def flatten_like(tree, positions) -> list | None:
+def flatten_like(tree: Tree, positions: Tree) -> list | None:
     """The leaves of a tree in the order of a structure, whose dicts may have their keys in another order; None for a
     tree of another structure."""
     leaves, own = flatten(tree)
@@ -33,7 +37,7 @@ def flatten_like(tree, positions) -> list | None:
     return None if order is None else [leaves[i] for i in order]
 
 
-def _matched(own, positions) -> list[int] | None:
+def _matched(own: Tree, positions: Tree) -> list[int] | None:
     if isinstance(own, int):
         return [own] if isinstance(positions, int) else None
     if not isinstance(own, type(positions)) and not isinstance(positions, type(own)):  # a named tuple is a tuple
@@ -52,14 +56,14 @@ def _matched(own, positions) -> list[int] | None:
     return None if None in parts else [i for part in parts for i in part]
 
 
-def _sequence(like, items: list):
+def _sequence(like: Tree, items: list) -> Tree:
     """A list or tuple of `items` of the type of `like` (named tuples included)."""
     if isinstance(like, list):
         return items
     return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
 
 
-def unflatten(positions, leaves):
+def unflatten(positions: Tree, leaves: Sequence) -> Tree:
     """The tree with `leaves[i]` in place of each position i."""
     if positions is None:
         return None
@@ -70,7 +74,7 @@ def unflatten(positions, leaves):
     return leaves[positions]
 
 
-def tree_map(fn: Callable, tree, *others):
+def tree_map(fn: Callable, tree: Tree, *others: Tree) -> Tree:
     """`fn` on the leaves of trees of one structure (the keys of dicts in any order): the tree of its results.
 
     Errors: `ValueError` if the trees differ in structure.
@@ -85,11 +89,11 @@ def tree_map(fn: Callable, tree, *others):
     return unflatten(positions, [fn(*row) for row in zip(*columns, strict=True)])
 
 
-def tree_leaves(tree) -> list:
+def tree_leaves(tree: Tree) -> list:
     return flatten(tree)[0]
 
 
-def leaf_names(tree, root: str) -> list[str]:
+def leaf_names(tree: Tree, root: str) -> list[str]:
     """How users name each leaf: `data`, `data.key.0`."""
     if tree is None:
         return []
@@ -100,7 +104,7 @@ def leaf_names(tree, root: str) -> list[str]:
     return [root]
 
 
-def plain(tree):
+def plain(tree: Tree) -> Tree:
     """The tree with named tuples as tuples, as a manifest can hold it."""
     if isinstance(tree, dict):
         return {str(k): plain(v) for k, v in tree.items()}

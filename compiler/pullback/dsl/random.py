@@ -13,11 +13,11 @@ from ..ops.random import Random
 from .control import iteration
 from .creation import asarray, shape_of
 from .elementwise import cos, log, sqrt
-from .promotion import dtype_of
+from .promotion import ArrayLike, DTypeLike, ShapeLike, dtype_of
 from .tensor import Tensor, emit
 
 
-def bits(seed: Tensor, step, stream: int, shape) -> Tensor:
+def bits(seed: Tensor, step: ArrayLike, stream: int, shape: ShapeLike) -> Tensor:
     """Uniform u32 numbers.  step: a u32 scalar; stream: tells draws of one step apart."""
     counters = [asarray(step, dtype=u32).node]
     if (inner := iteration()) is not None:
@@ -41,13 +41,31 @@ def _float(dtype) -> DType:
     return result
 
 
-def uniform(seed: Tensor, step, stream: int, shape, low=0.0, high=1.0, *, dtype=None) -> Tensor:
+def uniform(
+    seed: Tensor,
+    step: ArrayLike,
+    stream: int,
+    shape: ShapeLike,
+    low: ArrayLike = 0.0,
+    high: ArrayLike = 1.0,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Tensor:
     """Uniform in [low, high) (high itself may come out of rounding); f32 unless said."""
     target = _float(dtype)
     return (_unit(bits(seed, step, stream, shape), target) * (high - low) + low).astype(target)
 
 
-def normal(seed: Tensor, step, stream: int, shape, mean=0.0, std=1.0, *, dtype=None) -> Tensor:
+def normal(
+    seed: Tensor,
+    step: ArrayLike,
+    stream: int,
+    shape: ShapeLike,
+    mean: ArrayLike = 0.0,
+    std: ArrayLike = 1.0,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Tensor:
     """Normal with the given mean and standard deviation; f32 unless said.
 
     Box and Muller: A Note on the Generation of Random Normal Deviates (1958).
@@ -60,12 +78,14 @@ def normal(seed: Tensor, step, stream: int, shape, mean=0.0, std=1.0, *, dtype=N
     return (radius * cos(2.0 * math.pi * _unit(words[1], wide)) * std + mean).astype(target)
 
 
-def bernoulli(seed: Tensor, step, stream: int, shape, p) -> Tensor:
+def bernoulli(seed: Tensor, step: ArrayLike, stream: int, shape: ShapeLike, p: ArrayLike) -> Tensor:
     """True with probability p, as bool."""
     return _unit(bits(seed, step, stream, shape), f32) < p
 
 
-def randint(seed: Tensor, step, stream: int, shape, low: int, high: int, *, dtype=None) -> Tensor:
+def randint(
+    seed: Tensor, step: ArrayLike, stream: int, shape: ShapeLike, low: int, high: int, *, dtype: DTypeLike | None = None
+) -> Tensor:
     """Integers in low <= i < high (i32 unless said), of less than 2**32 values; by multiplying, so nearly uniform."""
     from ..ops.elementwise import MulHi
     from .creation import full

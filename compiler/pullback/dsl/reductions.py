@@ -15,7 +15,7 @@ from ..ops.ordered import CumSum
 from . import elementwise as ew
 from .creation import asarray, zeros
 from .manipulation import axes_of, axis_of, broadcast_axes, concat, reshape, slice_axis
-from .promotion import dtype_of
+from .promotion import ArrayLike, Axes, DTypeLike, dtype_of
 from .tensor import Tensor, emit
 
 
@@ -44,34 +44,34 @@ def _real(x) -> Tensor:
     return x if x.dtype.is_float else x.astype(f32)
 
 
-def sum(x, /, *, axis=None, dtype=None, keepdims: bool = False) -> Tensor:
+def sum(x: ArrayLike, /, *, axis: Axes = None, dtype: DTypeLike | None = None, keepdims: bool = False) -> Tensor:
     """The sum; 0 of nothing.  dtype: that of x; i32 (u32) for bools and small integers, unless said."""
     return _reduce(ops.Sum, _total(x, dtype), axis, keepdims)
 
 
-def prod(x, /, *, axis=None, dtype=None, keepdims: bool = False) -> Tensor:
+def prod(x: ArrayLike, /, *, axis: Axes = None, dtype: DTypeLike | None = None, keepdims: bool = False) -> Tensor:
     """The product; 1 of nothing.  dtype as for `sum`."""
     return _reduce(ops.Prod, _total(x, dtype), axis, keepdims)
 
 
-def max(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def max(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The greatest element; NaN if there is one.  Equal extremes share the derivative."""
     return _reduce(ops.Max, asarray(x), axis, keepdims)
 
 
-def min(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def min(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The smallest element; NaN if there is one.  Equal extremes share the derivative."""
     return _reduce(ops.Min, asarray(x), axis, keepdims)
 
 
-def mean(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def mean(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean; NaN of nothing.  Integers count as f32."""
     x = _real(x)
     n = product(x.shape[a] for a in axes_of(axis, x.ndim))
     return _reduce(ops.Sum, x, axis, keepdims) * (1.0 / n if n else float("nan"))
 
 
-def var(x, /, *, axis=None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+def var(x: ArrayLike, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The variance: squared distances from the mean over (number of elements - correction)."""
     x = _real(x)
     axes = axes_of(axis, x.ndim)
@@ -82,17 +82,17 @@ def var(x, /, *, axis=None, correction: float = 0.0, keepdims: bool = False) -> 
     return sum(distance * distance, axis=axes, keepdims=keepdims) * (1.0 / left if left > 0 else float("nan"))
 
 
-def std(x, /, *, axis=None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+def std(x: ArrayLike, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The standard deviation: the square root of `var`."""
     return ew.sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
-def any(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def any(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether some element is true (not 0), as bool; false of nothing."""
     return _truth(ops.Max, x, axis, keepdims, False)
 
 
-def all(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def all(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """Whether every element is true (not 0), as bool; true of nothing."""
     return _truth(ops.Min, x, axis, keepdims, True)
 
@@ -107,12 +107,12 @@ def _truth(op: type[Op], x, axis, keepdims: bool, of_nothing: bool) -> Tensor:
     return _reduce(op, x, axes, keepdims)
 
 
-def count_nonzero(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def count_nonzero(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """How many elements are not 0, as i32."""
     return sum(asarray(x).astype(bool_), axis=axis, keepdims=keepdims)
 
 
-def logsumexp(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
+def logsumexp(x: ArrayLike, /, *, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) without overflow on the way (not in the standard)."""
     from .searching import where
     from .transforms import stop_gradient
@@ -128,7 +128,9 @@ def logsumexp(x, /, *, axis=None, keepdims: bool = False) -> Tensor:
     return _keep(result, x, axes) if keepdims else result
 
 
-def cumulative_sum(x, /, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
+def cumulative_sum(
+    x: ArrayLike, /, *, axis: int | None = None, dtype: DTypeLike | None = None, include_initial: bool = False
+) -> Tensor:
     """Sums of everything up to and including each element along `axis` (may be None for a 1-d tensor)."""
     x = _total(x, dtype)
     axis = _one_axis("cumulative_sum", x, axis)
@@ -139,7 +141,9 @@ def cumulative_sum(x, /, *, axis: int | None = None, dtype=None, include_initial
     return concat([start, result], axis=axis)
 
 
-def cumulative_prod(x, /, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
+def cumulative_prod(
+    x: ArrayLike, /, *, axis: int | None = None, dtype: DTypeLike | None = None, include_initial: bool = False
+) -> Tensor:
     """Products of everything up to and including each element along `axis`."""
     from .manipulation import pad
 
@@ -160,7 +164,9 @@ def _one_axis(name: str, x: Tensor, axis: int | None) -> int:
     return axis_of(0 if axis is None else axis, x.ndim)
 
 
-def diff(x, /, *, axis: int = -1, n: int = 1, prepend=None, append=None) -> Tensor:
+def diff(
+    x: ArrayLike, /, *, axis: int = -1, n: int = 1, prepend: ArrayLike | None = None, append: ArrayLike | None = None
+) -> Tensor:
     """Differences of neighbours along `axis`, `n` times over."""
     x = asarray(x)
     if x.dtype.kind == "b":

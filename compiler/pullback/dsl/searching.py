@@ -13,12 +13,12 @@ from ..ops.reduction import ArgMax, ArgMin
 from .creation import asarray
 from .indexing import index_tensor
 from .manipulation import axis_of, broadcast_axes, expand_dims, reshape
-from .promotion import broadcast, broadcast_shapes, cast, promoted
+from .promotion import ArrayLike, DTypeLike, broadcast, broadcast_shapes, cast, promoted
 from .reductions import sum
 from .tensor import Tensor, emit
 
 
-def where(condition, x1, x2) -> Tensor:
+def where(condition: ArrayLike, x1: ArrayLike, x2: ArrayLike) -> Tensor:
     """x1 where the condition (bool, or not 0) holds, else x2; x1 and x2 are promoted, all three broadcast.
 
     The derivative goes to the chosen one only, even where the other is infinite or NaN.
@@ -32,7 +32,7 @@ def where(condition, x1, x2) -> Tensor:
     return Tensor(make(Select(), test, a, b))
 
 
-def argmax(x, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmax(x: ArrayLike, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position (i32) of the greatest element, the first of equals; NaN counts as the greatest.
 
     axis None: the position in the flattened x.
@@ -40,7 +40,7 @@ def argmax(x, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
     return _position(ArgMax, x, axis, keepdims)
 
 
-def argmin(x, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmin(x: ArrayLike, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The position (i32) of the smallest element, the first of equals; NaN counts as the smallest."""
     return _position(ArgMin, x, axis, keepdims)
 
@@ -55,19 +55,19 @@ def _position(op: type[Op], x, axis: int | None, keepdims: bool) -> Tensor:
     return expand_dims(result, axis=axis) if keepdims else result
 
 
-def sort(x, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+def sort(x: ArrayLike, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """Sorted along `axis` (always stably); NaN counts as the greatest."""
     x = asarray(x)
     return emit(Sort(axis_of(axis, x.ndim), descending), x.node)
 
 
-def argsort(x, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+def argsort(x: ArrayLike, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The positions (i32) that sort x along `axis` (always stably); NaN counts as the greatest."""
     x = asarray(x)
     return emit(ArgSort(axis_of(axis, x.ndim), descending), x.node)
 
 
-def searchsorted(x1, x2, /, *, side: str = "left", sorter=None) -> Tensor:
+def searchsorted(x1: ArrayLike, x2: ArrayLike, /, *, side: str = "left", sorter: ArrayLike | None = None) -> Tensor:
     """Where (i32) each element of x2 would go into the sorted 1-d x1: before ("left") or after its equals.
 
     Counts the smaller elements of x1, so the work is the product of both sizes: meant for small x1.
@@ -84,7 +84,7 @@ def searchsorted(x1, x2, /, *, side: str = "left", sorter=None) -> Tensor:
     return sum(row < value if side == "left" else row <= value, axis=-1)
 
 
-def take(x, indices, /, *, axis: int | None = None) -> Tensor:
+def take(x: ArrayLike, indices: ArrayLike, /, *, axis: int | None = None) -> Tensor:
     """The slices of x at `indices` along `axis` (may be None for a 1-d x); the indices' axes replace it.
 
     indices: integers of any shape with 0 <= i < size.  One out of range fails the step when the program runs, with
@@ -98,7 +98,7 @@ def take(x, indices, /, *, axis: int | None = None) -> Tensor:
     return gather(x, index_tensor(indices, x.shape[axis]), axis)
 
 
-def take_along_axis(x, indices, /, *, axis: int = -1) -> Tensor:
+def take_along_axis(x: ArrayLike, indices: ArrayLike, /, *, axis: int = -1) -> Tensor:
     """out[..., i, ...] = x[..., indices[..., i, ...], ...] along `axis`; the other axes broadcast.
 
     Indices out of range fail the step, as for `take`.
@@ -124,7 +124,7 @@ def scatter_add(indices: Tensor, updates: Tensor, axis: int, size: int) -> Tenso
     return emit(ix.ScatterAdd(axis, size), indices.node, updates.node)
 
 
-def one_hot(indices, depth: int, /, *, dtype=None) -> Tensor:
+def one_hot(indices: ArrayLike, depth: int, /, *, dtype: DTypeLike | None = None) -> Tensor:
     """A last axis of size `depth`: 1 at the index, 0 elsewhere (all 0 for an index out of range); f32 unless said."""
     from ..graph.types import f32
     from .creation import iota

@@ -7,6 +7,7 @@ value written there, so program order holds.  Its name in the program is found f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from ..graph.graph import NOWHERE, Loc, Node, current_loc
 from ..graph.program import SEED, State
 from ..graph.types import DType, TensorType, f32, u32
 from .array import asarray, full
+from .promotion import ArrayLike
 from .random import normal, uniform
 from .tensor import Tensor
 from .trace import active, require
@@ -47,7 +49,7 @@ class Draw:
         name = np.frombuffer(blake2b(self.name.encode(), digest_size=8).digest(), "<u4")
         return self.seed ^ asarray(name), full((), 0, dtype=u32)
 
-    def full(self, value) -> Tensor:
+    def full(self, value: ArrayLike) -> Tensor:
         return full(self.type.shape, value, dtype=self.type.dtype)
 
 
@@ -83,14 +85,14 @@ class Variable(Tensor):
     def size(self) -> int:
         return self.type.size
 
-    def assign(self, value) -> None:
+    def assign(self, value: ArrayLike) -> None:
         """From here on in the function being traced, the variable is `value`; its caller sees it after the call."""
         trace = active() or require(f"{self.describe()} is assigned")
         value = value if isinstance(value, Tensor) else asarray(value, dtype=self.dtype)
         self.check(value)
         trace.write(self, value.node)
 
-    def initialize(self, value) -> None:
+    def initialize(self, value: ArrayLike) -> None:
         """Outside of functions: start with this array (or tensor of constants) instead."""
         value = asarray(value, dtype=self.dtype)
         self.check(value)
@@ -189,15 +191,15 @@ def _initial(data, type: TensorType | None, init: Init | None) -> tuple[TensorTy
     return value.node.type, lambda draw: value
 
 
-class Stateful:
+class Stateful(ABC):
     """Something that owns variables: modules, optimizers."""
 
     names_others = False
     """Whether its variables are named by other variables' names, which must be known before (optimizers)."""
 
+    @abstractmethod
     def named_variables(self, root: str, names: dict[Variable, str]) -> Iterator[tuple[str, Variable]]:
         """Full names below the script's variable `root`; `names` has the modules' variables already."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..graph.types import DType
 from ..ops import elementwise as ew
 from ..ops import rules as xp  # the array functions, looked up when used
 from ..ops.op import Op
-from .promotion import fill, promoted
+from .promotion import ArrayLike, Axes, DTypeLike, fill, promoted
 
 ADD, SUB, MUL, DIV, NEG, ABS = ew.Add(), ew.Sub(), ew.Mul(), ew.Div(), ew.Neg(), ew.Abs()
 
@@ -280,7 +280,7 @@ class Tensor:
         """The transpose of the last two axes."""
         return xp.matrix_transpose(self)
 
-    def astype(self, dtype) -> Tensor:
+    def astype(self, dtype: DTypeLike) -> Tensor:
         """The values in another dtype."""
         return xp.astype(self, dtype)
 
@@ -296,51 +296,51 @@ class Tensor:
         """Axis d of the result is axis `axes[d]`."""
         return xp.permute_dims(self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes)
 
-    def squeeze(self, axis) -> Tensor:
+    def squeeze(self, axis: Axes) -> Tensor:
         """Without axes of size 1."""
         return xp.squeeze(self, axis)
 
-    def sum(self, axis=None, *, dtype=None, keepdims=False) -> Tensor:
+    def sum(self, axis: Axes = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Tensor:
         """See `array.sum`."""
         return xp.sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
 
-    def prod(self, axis=None, *, dtype=None, keepdims=False) -> Tensor:
+    def prod(self, axis: Axes = None, *, dtype: DTypeLike | None = None, keepdims: bool = False) -> Tensor:
         """See `array.prod`."""
         return xp.prod(self, axis=axis, dtype=dtype, keepdims=keepdims)
 
-    def mean(self, axis=None, *, keepdims=False) -> Tensor:
+    def mean(self, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         """See `array.mean`."""
         return xp.mean(self, axis=axis, keepdims=keepdims)
 
-    def var(self, axis=None, *, correction=0.0, keepdims=False) -> Tensor:
+    def var(self, axis: Axes = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
         """See `array.var`."""
         return xp.var(self, axis=axis, correction=correction, keepdims=keepdims)
 
-    def std(self, axis=None, *, correction=0.0, keepdims=False) -> Tensor:
+    def std(self, axis: Axes = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
         """See `array.std`."""
         return xp.std(self, axis=axis, correction=correction, keepdims=keepdims)
 
-    def max(self, axis=None, *, keepdims=False) -> Tensor:
+    def max(self, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         """See `array.max`."""
         return xp.max(self, axis=axis, keepdims=keepdims)
 
-    def min(self, axis=None, *, keepdims=False) -> Tensor:
+    def min(self, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         """See `array.min`."""
         return xp.min(self, axis=axis, keepdims=keepdims)
 
-    def any(self, axis=None, *, keepdims=False) -> Tensor:
+    def any(self, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         """See `array.any`."""
         return xp.any(self, axis=axis, keepdims=keepdims)
 
-    def all(self, axis=None, *, keepdims=False) -> Tensor:
+    def all(self, axis: Axes = None, *, keepdims: bool = False) -> Tensor:
         """See `array.all`."""
         return xp.all(self, axis=axis, keepdims=keepdims)
 
-    def argmax(self, axis=None, *, keepdims=False) -> Tensor:
+    def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
         """See `array.argmax`."""
         return xp.argmax(self, axis=axis, keepdims=keepdims)
 
-    def argmin(self, axis=None, *, keepdims=False) -> Tensor:
+    def argmin(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
         """See `array.argmin`."""
         return xp.argmin(self, axis=axis, keepdims=keepdims)
 
@@ -350,7 +350,7 @@ def emit(op: Op, *nodes: Node) -> Tensor:
     return Tensor(make(op, *nodes))
 
 
-def binary(op: Op, a, b) -> Tensor:
+def binary(op: Op, a: ArrayLike, b: ArrayLike) -> Tensor:
     """An element-wise op on two operands, promoted and broadcast where they differ."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         x, y = a.node, b.node

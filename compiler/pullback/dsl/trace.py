@@ -254,7 +254,9 @@ def _init(scope: Scope, states: list[Variable]) -> Function:
     return Function("init", graph, (), (SEED,), tuple(scope.names[v] for v in states), {}, None)
 
 
-def trace_script(path, argv=(), dims=None) -> Program:
+def trace_script(
+    path: str | Path, argv: Iterable[object] = (), dims: dict[str, int | Iterable[int]] | None = None
+) -> Program:
     """Run a model script (its `__name__` is "__pullback__", `sys.argv` its arguments) and trace its functions."""
     from pathlib import Path
 

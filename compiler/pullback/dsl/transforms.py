@@ -11,11 +11,11 @@ from ..ops.custom import CustomVjp
 from ..ops.elementwise import StopGradient
 from ..ops.leaf import Item
 from .creation import asarray
-from .pytree import flatten, tree_map, unflatten
+from .pytree import Tree, flatten, tree_map, unflatten
 from .tensor import Tensor, emit
 
 
-def stop_gradient(x):
+def stop_gradient(x: Tree) -> Tree:
     """x (a tensor or a tree of them), as a constant to derivatives."""
     return tree_map(lambda t: emit(StopGradient(), asarray(t).node), x)
 

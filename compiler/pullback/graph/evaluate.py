@@ -50,7 +50,9 @@ def apply(node: Node, arrays: Sequence[np.ndarray | tuple]) -> np.ndarray | tupl
     return round_to(node.type, node.op.evaluate(*arrays))
 
 
-def round_to(type_: TensorType | TupleType, value) -> np.ndarray | tuple[np.ndarray, ...]:
+def round_to(
+    type_: TensorType | TupleType, value: np.ndarray | tuple[np.ndarray, ...]
+) -> np.ndarray | tuple[np.ndarray, ...]:
     """A result with the dtype that the types say, and a check that its shape is the inferred one."""
     if isinstance(type_, TupleType):
         return tuple(round_to(t, v) for t, v in zip(type_.items, value, strict=True))

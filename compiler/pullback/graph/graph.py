@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .types import Type
+from .types import DType, Type
 
 if TYPE_CHECKING:
     from ..ops.op import Op
@@ -43,7 +43,8 @@ NOWHERE = Loc("<unknown>", 0)
 class Node:
     """One operation.  `tag` != 0 marks a recomputed copy: cse never merges nodes of different tags.
 
-    Frozen, but by `Final` alone: a check at run time would take most of the time that making a node takes.
+    Frozen, by agreement (`Final`; a test reads the source): a check at run time would take most of the time that making
+    a node takes.
     """
 
     op: Final[Op]
@@ -57,7 +58,7 @@ class Node:
         return self.type.shape
 
     @property
-    def dtype(self):
+    def dtype(self) -> DType:
         return self.type.dtype
 
     def replace(self, inputs: tuple[Node, ...]) -> Node:

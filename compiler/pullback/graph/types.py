@@ -46,7 +46,7 @@ class DType:
         """The type in which arithmetic on this type is done (bf16 and f16 go through f32)."""
         return f32 if self.kind == "f" and self.bits == 16 else self
 
-    def round(self, array) -> np.ndarray:
+    def round(self, array: np.ndarray) -> np.ndarray:
         """`array` with this type's values: cast, and for bf16 rounded to nearest even."""
         if self.name != "bf16":
             return np.asarray(array).astype(self.numpy, copy=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..graph.content import identity
 from ..graph.graph import Graph, Node
@@ -22,6 +23,9 @@ from .groups import Cone, Group, LoopPiece, Piece, Region, Value
 from .nests import Written, write
 from .partition import Fusion
 from .summation import partial_shape
+
+if TYPE_CHECKING:
+    from ..config import Options
 
 
 @dataclass(eq=False)
@@ -38,7 +42,7 @@ class Lowering:
         return _Region(self, graph, form_groups(graph, self.fusion, writes)).build()
 
 
-def lower(graph: Graph, options=None, writes: int = 0, lowering: Lowering | None = None) -> Region:
+def lower(graph: Graph, options: Options | None = None, writes: int = 0, lowering: Lowering | None = None) -> Region:
     """`options.fusion` off: every node its own kernel, with the same bits.
 
     The last `writes` outputs are new values of state: no kernel that can run early writes them, so that a step that

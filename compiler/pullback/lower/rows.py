@@ -6,7 +6,7 @@ their kernels out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING
@@ -149,7 +149,10 @@ def fold(accumulators: list[Accumulator], width: int) -> list[Stmt]:
     return [Tile("fold", tuple(loops))] if loops else []
 
 
-def reduce_rows(w: Writer, nodes: list[Node], loops: Strided, source) -> list[Stmt]:
+Source = Callable[[Node], tuple[Expr, Affine]]
+
+
+def reduce_rows(w: Writer, nodes: list[Node], loops: Strided, source: Source) -> list[Stmt]:
     """A stage: row reductions over the same extents.  `source(node)`: its element, and the element's position."""
     accumulators = [Accumulator.make(w, n, (loops.width,)) for n in nodes]
     out = nest([t for t in loops.loops if t[0] == "l"], [s for a in accumulators for s in a.init(loops.lane)])
@@ -304,7 +307,9 @@ def final(w: Writer) -> list[Stmt]:
     return out
 
 
-def sums(w: Writer, shape: tuple[int, ...], chunk: tuple[Affine, ...], in_memory: bool):
+def sums(
+    w: Writer, shape: tuple[int, ...], chunk: tuple[Affine, ...], in_memory: bool
+) -> tuple[list[Stmt], list[Stmt], list[Stmt]]:
     """Outputs and column sums over the same columns: (before the rows, for each row, after the rows).
 
     `in_memory`: the accumulators are arrays over the columns, because rows are outside of the columns.

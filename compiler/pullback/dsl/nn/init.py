@@ -15,6 +15,7 @@ from ...errors import ShapeError
 from ...graph.types import TensorType
 from ..array import arange, argsort, log, reshape, sqrt, sum, where, zeros
 from ..control import scan
+from ..promotion import ArrayLike
 from ..state import Draw, Init, Variable
 from ..tensor import Tensor
 
@@ -50,7 +51,7 @@ def eye_(tensor: Variable) -> Variable:
     return array_(tensor, np.eye(*tensor.shape, dtype=tensor.dtype.numpy))
 
 
-def array_(tensor: Variable, values) -> Variable:
+def array_(tensor: Variable, values: ArrayLike) -> Variable:
     """These values."""
     tensor.initialize(values)
     return tensor

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 
 from ...errors import TraceError
 from ...graph.types import DType, TensorType, f32
+from ..promotion import ArrayLike
+from ..pytree import Tree
 from ..state import Buffer, Parameter, Stateful, Variable
 from ..tensor import Tensor
 from ..trace import active
@@ -96,7 +98,7 @@ class Module(Stateful):
 
     # what it is given
 
-    def register_buffer(self, name: str, tensor, persistent: bool = True) -> None:
+    def register_buffer(self, name: str, tensor: ArrayLike | None, persistent: bool = True) -> None:
         """State that is not learned, such as a running mean; `persistent=False` keeps it out of state_dict."""
         value = tensor if tensor is None or isinstance(tensor, Buffer) else Buffer(tensor, persistent=persistent)
         object.__setattr__(self, name, value)
@@ -113,7 +115,7 @@ class Module(Stateful):
             p.requires_grad = requires_grad
         return self
 
-    def apply(self, fn) -> Module:
+    def apply(self, fn: Callable[[Module], object]) -> Module:
         """Call `fn` on each module below and on this one (for initialisation)."""
         for m in reversed(list(self.modules())):
             fn(m)
@@ -227,13 +229,13 @@ class ModuleDict(Module):
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
         return self._items.keys()
 
-    def values(self):
+    def values(self) -> ValuesView[Module]:
         return self._items.values()
 
-    def items(self):
+    def items(self) -> ItemsView[str, Module]:
         return self._items.items()
 
 
@@ -254,7 +256,7 @@ class Sequential(Module):
             input = module(input)
         return input
 
-    def append(self, module) -> Sequential:
+    def append(self, module: Callable) -> Sequential:
         self._items[str(len(self._items))] = module
         return self
 
@@ -269,7 +271,7 @@ class Sequential(Module):
         return iter(self._items.values())
 
 
-def functional_call(module: Module, params: Mapping[str, Tensor], *args, **kwargs):
+def functional_call(module: Module, params: Mapping[str, Tensor], *args, **kwargs) -> Tree:
     """Run `module` with other parameters, by name: `pb.functional_call(model, {"hidden.weight": w}, x)`.
 
     Names missing in `params` keep their values (MAML, moving averages; as torch.func.functional_call).

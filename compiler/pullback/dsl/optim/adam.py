@@ -7,7 +7,7 @@ import math
 from ..array import expm1, maximum, sqrt
 from ..tensor import Tensor
 from .clip import Clip
-from .optimizer import Optimizer, Spread
+from .optimizer import Optimizer, Options, Params, Slots, Spread
 from .schedules import Rate, Schedule
 
 
@@ -18,7 +18,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Params,
         lr: Rate | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -39,22 +39,24 @@ class Adam(Optimizer):
             maximize=maximize,
         )
 
-    def check(self, options):
+    def check(self, options: Options) -> None:
         if not all(0 <= b < 1 for b in options["betas"]):
             raise ValueError(f"{type(self).__name__}: betas are {options['betas']}, expected 0 <= beta < 1")
 
-    def slots(self, options):
+    def slots(self, options: Options) -> dict[str, float]:
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if options["amsgrad"] else ("exp_avg", "exp_avg_sq")
         return dict.fromkeys(names, 0.0)
 
-    def factors(self, step, lr, options):
+    def factors(self, step: Tensor, lr: Rate, options: Options) -> tuple[Rate, Rate, Rate | None]:
         """p -= rate * m / (sqrt(v) + eps): both bias corrections are in the scalars."""
         correct1, correct2 = (_bias_correction(step, beta) for beta in options["betas"])
         root = sqrt(correct2) if isinstance(correct2, Tensor) else 1.0
         decay = 1 - lr * options["weight_decay"] if self.decoupled and options["weight_decay"] else None
         return root * lr / correct1, root * options["eps"], decay
 
-    def apply(self, p, g, slots, options, factors, at: Spread):
+    def apply(
+        self, p: Tensor, g: Tensor, slots: Slots, options: Options, factors: tuple[Rate, Rate, Rate | None], at: Spread
+    ) -> tuple[Tensor, Slots]:
         (beta1, beta2), (rate, eps, decay) = options["betas"], factors
         if options["weight_decay"] and not self.decoupled:
             g = g + p * at(options["weight_decay"], p)
@@ -75,7 +77,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params,
+        params: Params,
         lr: Rate | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

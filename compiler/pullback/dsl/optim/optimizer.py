@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...autodiff import grad
 from ...errors import BuildError, DTypeError, ShapeError, TraceError, UnknownAttribute
@@ -22,12 +23,18 @@ from ..trace import Trace, require
 from .clip import Clip
 from .schedules import Rate, Schedule
 
+Options = dict[str, Any]
+"""The options of a group: numbers, run-time scalars, schedules, flags."""
+Slots = dict[str, Tensor]
+Params = Module | Parameter | Iterable[Parameter | Mapping[str, Any]]
+"""A module, a parameter, several, or groups of them with options of their own."""
+
 
 @dataclass(frozen=True)
 class Group:
     """Parameters that share options, and the slots of each: name -> state."""
 
-    options: dict[str, object]
+    options: Options
     slots: dict[Parameter, dict[str, Slot]]
 
 
@@ -64,7 +71,7 @@ class Optimizer(Stateful):
 
     names_others = True
 
-    def __init__(self, params, clip: Clip | None = None, **options):
+    def __init__(self, params: Params, clip: Clip | None = None, **options: object):
         self.clip = clip
         self.counter = Counter(i32)
         self.groups = [self._group(p, {**options, **own}) for p, own in _groups(params, set(options))]
@@ -74,7 +81,7 @@ class Optimizer(Stateful):
         if not self.parameters:
             raise BuildError(f"{type(self).__name__} got no parameters to learn ({current_loc()})")
 
-    def _group(self, parameters: Iterable[Parameter], options: dict[str, object]) -> Group:
+    def _group(self, parameters: Iterable[Parameter], options: Options) -> Group:
         lr = options["lr"]
         if isinstance(lr, int | float) and lr < 0:
             raise ValueError(f"{type(self).__name__}: expected lr >= 0, got {lr}")
@@ -99,21 +106,21 @@ class Optimizer(Stateful):
 
     # what a subclass says
 
-    def check(self, options: dict[str, object]) -> None:
+    def check(self, options: Options) -> None:
         """Raises where an option is out of range."""
 
     @abstractmethod
-    def slots(self, options: dict[str, object]) -> dict[str, float]:
+    def slots(self, options: Options) -> dict[str, float]:
         """The slots that each parameter has, and their initial values."""
 
     @abstractmethod
-    def factors(self, step: Tensor, lr: Rate, options: dict[str, object]) -> object:
+    def factors(self, step: Tensor, lr: Rate, options: Options) -> object:
         """What a step computes once for all parameters of a group; `step` is a float scalar, 1 at the first step."""
 
     @abstractmethod
     def apply(
-        self, p: Tensor, g: Tensor, slots: dict[str, Tensor], options: dict[str, object], factors, at: Spread
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, p: Tensor, g: Tensor, slots: Slots, options: Options, factors: Any, at: Spread
+    ) -> tuple[Tensor, Slots]:
         """The new parameter and slots."""
 
     # use

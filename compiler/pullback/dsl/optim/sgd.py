@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..array import full_like, sqrt, where
+from ..tensor import Tensor
 from .clip import Clip
-from .optimizer import Optimizer, Spread
+from .optimizer import Optimizer, Options, Params, Slots, Spread
 from .schedules import Rate, Schedule
 
 
-def _decayed(p, g, options, at: Spread):
+def _decayed(p: Tensor, g: Tensor, options: Options, at: Spread) -> Tensor:
     """The gradient with that of the L2 penalty."""
     return g + p * at(options["weight_decay"], p) if options["weight_decay"] else g
 
@@ -18,7 +19,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Params,
         lr: Rate | Schedule = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
@@ -39,18 +40,20 @@ class SGD(Optimizer):
             maximize=maximize,
         )
 
-    def check(self, options):
+    def check(self, options: Options) -> None:
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum and no dampening")
 
-    def slots(self, options):
+    def slots(self, options: Options) -> dict[str, float]:
         return {"momentum_buffer": 0.0} if options["momentum"] else {}
 
-    def factors(self, step, lr, options):
+    def factors(self, step: Tensor, lr: Rate, options: Options) -> tuple[Rate, Rate]:
         undamped = 1 - options["dampening"]
         return lr, 1.0 if undamped == 1 else where(step > 1, full_like(step, undamped), 1.0)
 
-    def apply(self, p, g, slots, options, factors, at: Spread):
+    def apply(
+        self, p: Tensor, g: Tensor, slots: Slots, options: Options, factors: tuple[Rate, Rate], at: Spread
+    ) -> tuple[Tensor, Slots]:
         lr, undamped = factors
         g, momentum = _decayed(p, g, options, at), options["momentum"]
         if not momentum:
@@ -66,7 +69,7 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Params,
         lr: Rate | Schedule = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -89,14 +92,16 @@ class RMSprop(Optimizer):
             maximize=maximize,
         )
 
-    def slots(self, options):
+    def slots(self, options: Options) -> dict[str, float]:
         used = {"square_avg": True, "grad_avg": options["centered"], "momentum_buffer": options["momentum"]}
         return {name: 0.0 for name, on in used.items() if on}
 
-    def factors(self, step, lr, options):
+    def factors(self, step: Tensor, lr: Rate, options: Options) -> Rate:
         return lr
 
-    def apply(self, p, g, slots, options, factors, at: Spread):
+    def apply(
+        self, p: Tensor, g: Tensor, slots: Slots, options: Options, factors: Rate, at: Spread
+    ) -> tuple[Tensor, Slots]:
         g, forget = _decayed(p, g, options, at), at(1 - options["alpha"], p)
         square = slots["square_avg"]
         square = square + (g * g - square) * forget
@@ -119,7 +124,7 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Params,
         lr: Rate | Schedule = 1e-2,
         lr_decay: float = 0.0,
         weight_decay: float = 0.0,
@@ -140,14 +145,16 @@ class Adagrad(Optimizer):
             maximize=maximize,
         )
 
-    def slots(self, options):
+    def slots(self, options: Options) -> dict[str, float]:
         return {"sum": float(options["initial_accumulator_value"])}
 
-    def factors(self, step, lr, options):
+    def factors(self, step: Tensor, lr: Rate, options: Options) -> Rate:
         decay = options["lr_decay"]
         return lr / ((step - 1) * decay + 1) if decay else lr
 
-    def apply(self, p, g, slots, options, factors, at: Spread):
+    def apply(
+        self, p: Tensor, g: Tensor, slots: Slots, options: Options, factors: Rate, at: Spread
+    ) -> tuple[Tensor, Slots]:
         g = _decayed(p, g, options, at)
         total = slots["sum"] + g * g
         return p - g * at(factors, p) / (sqrt(total) + at(options["eps"], p)), {"sum": total}
