@@ -81,8 +81,16 @@ CASES = {
     "a batch": nest(72, 136, 64, "NN", batch=2),
     "fused": nest(120, 72, 64, "NN", value=GELU),
     "many rounds": nest(64, 64, 64 * 13 + 8),
+    "tile after tile": nest(192, 264, 256, "NN", value=GELU),
+    "a batch, tile after tile": nest(64, 128, 128, batch=3),
 }
-SHAPES = {"f16": Shape(64, 128, 64, 1), "a batch": Shape(128, 128, 64, 2), "many rounds": Shape(64, 64, 64, 4)}
+SHAPES = {
+    "f16": Shape(64, 128, 64, 1),
+    "a batch": Shape(128, 128, 64, 2),
+    "many rounds": Shape(64, 64, 64, 4),
+    "tile after tile": Shape(64, 64, 64, 2, (3, 1)),
+    "a batch, tile after tile": Shape(64, 64, 64, 1, (1, 2)),
+}
 
 
 @needs_emulator
@@ -121,7 +129,8 @@ REFUSED = {
 
 def test_what_is_served():
     big = schedule(nest(4096, 4096, 4096), SM90A)
-    assert uses_roles(big) and launch_shape(big) == (512, 384)
+    assert uses_roles(big) and launch_shape(big) == (128, 384)  # of 512 tiles
+    assert launch_shape(schedule(nest(4096, 11008, 4096), SM90A)) == (32 * 43, 384)
     tile = next(s for s in walk(big.body) if getattr(s, "name", "") == "wgmma")
     assert [s.extent for s in walk(tile.body) if hasattr(s, "extent")] == [128, 256, 64]
     assert not uses_roles(schedule(nest(4096, 4096, 4096), gpu_target("sm_90")))

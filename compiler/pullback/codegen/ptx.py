@@ -308,7 +308,7 @@ _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umi
     nvvm.mbarrier.init.shared nvvm.fence.mbarrier_init.release.cluster nvvm.mbarrier.arrive.scope.cta.space.cta
     nvvm.mbarrier.expect.tx.scope.cta.space.cta nvvm.mbarrier.try.wait.parity.scope.cta.space.cta
     nvvm.cp.async.bulk.tensor.g2s.tile.2d nvvm.cp.async.bulk.tensor.g2s.tile.3d nvvm.cp.async.bulk.tensor.g2s.tile.4d
-    nvvm.cp.async.bulk.tensor.g2s.tile.5d nvvm.prefetch.tensormap.p0 nvvm.setmaxnreg.inc.sync.aligned.u32
-    nvvm.setmaxnreg.dec.sync.aligned.u32 nvvm.wgmma.fence.sync.aligned nvvm.wgmma.commit_group.sync.aligned
+    nvvm.cp.async.bulk.tensor.g2s.tile.5d nvvm.setmaxnreg.inc.sync.aligned.u32 nvvm.setmaxnreg.dec.sync.aligned.u32
+    nvvm.wgmma.fence.sync.aligned nvvm.wgmma.commit_group.sync.aligned
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
 _SAFE = frozenset(_SAFE_NAMES.split())

@@ -101,9 +101,6 @@ def _roles(em: ThreadEmitter, s: Roles) -> None:
                 b.line(f"call void @llvm.nvvm.setmaxnreg.{how}.sync.aligned.u32(i32 {n})")
             one = b.icmp("eq", em.number("thread"), first[r.name] * WARP) if alone(r) else None
             with b.when(one), em.only(first[r.name], r.warps):
-                if alone(r):
-                    for n in {_map(em, c) for c in walk(r.body) if isinstance(c, Copy)}:
-                        b.line(f"call void @llvm.nvvm.prefetch.tensormap.p0(ptr %map{n})")
                 em.single = one is not None
                 em.body(r.body)
                 em.single = False

@@ -63,12 +63,14 @@ LOADER = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What `choose` decides: a block's rows and columns, its k (elements of a line), and the stages in flight."""
+    """What `choose` decides: a tile's rows and columns, its k (elements of a line), and the stages in flight.  `grid`:
+    blocks along rows and columns, each of which computes several tiles, one after the other; None: one tile each."""
 
     rows: int
     columns: int
     depth: int
     stages: int
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,24 @@ def choose(
     if 2 * m * n < -(-m // rows) * rows * -(-n // columns) * columns or depth < line:
         raise ScheduleError(f"{kernel.name}: too small for a tile")
     room = (MEMORY - rows * (STRIP + 8) * 4) // ((rows + columns) * LINE)
-    return Shape(rows, columns, line, max(1, min(-(-depth // line), room, STAGES[1])))
+    steps = -(-depth // line)
+    stages = max(1, min(steps, room, STAGES[1]))
+    shape = Shape(rows, columns, line, stages)
+    grid = _grid(-(-m // rows), -(-n // columns), batch, shape, limits.blocks)
+    even = [s for s in range(stages, min(stages, STAGES[0]) - 1, -1) if steps % s == 0]
+    return replace(shape, stages=even[0], grid=grid) if grid and even else shape
+
+
+def _grid(down: int, across: int, batch: int, s: Shape, blocks: int) -> tuple[int, int] | None:
+    """Blocks that compute as many tiles each, in no more rounds than it takes anyway; near to square in elements."""
+    rounds = -(-down * across * batch // blocks)
+    grids = [
+        (p, q)
+        for p in range(1, down + 1)
+        for q in range(1, min(across, blocks // p) + 1)
+        if down % p == across % q == 0 and down // p * (across // q) * batch == rounds
+    ]
+    return min(grids, key=lambda g: g[0] * s.rows + g[1] * s.columns) if rounds > 1 and grids else None
 
 
 # ---- the kernel -----------------------------------------------------------------------------------------
@@ -181,17 +200,30 @@ class _Writer:
         self.kernel, self.c, self.shape = kernel, c, s
         extents = extents_of(kernel)
         self.m, self.n, self.k = extents["i"], extents["j"], extents[c.reduced[0]]
-        self.outer = [(a, extents[a]) for a in c.outer]
+        outer = [(a, extents[a]) for a in c.outer]
         self.factors = factors
         taken = {b.name for b in kernel.params + kernel.locals}
         names = ("xs", "ws", "out", "full", "empty")
         self.xs, self.ws, self.out, self.full, self.empty = (_fresh(n, taken) for n in names)
         self.acc = Buffer(c.acc, (s.rows, s.columns), f32, "register")
         self.warps = s.rows // 16
-        rows = -(-self.m // s.rows)
-        self.together = max(g for g in range(1, TOGETHER + 1) if rows % g == 0)
-        self.row = A("ig") * (self.together * s.rows) + A("ib") * s.rows
-        self.column = A("jb") * s.columns
+        rows, columns = -(-self.m // s.rows), -(-self.n // s.columns)
+        down, across = s.grid or (max(g for g in range(1, TOGETHER + 1) if rows % g == 0), columns)
+        groups = [*outer, ("ig", rows // down), ("jg", columns // across)]
+        groups = [(a, n) for a, n in groups if n > 1]
+        self.blocks, self.turns = [("jb", across), ("ib", down)], groups  # across first: neighbours share columns
+        if s.grid is None:
+            self.blocks, self.turns = [*groups, *self.blocks], []
+        there = dict(groups)
+        group_row, group_column = (A(a) if a in there else Affine() for a in ("ig", "jg"))
+        self.row = group_row * (down * s.rows) + A("ib") * s.rows
+        self.column = group_column * (across * s.columns) + A("jb") * s.columns
+        self.turn = Affine()  # the tiles of a block before this one
+        for axis, extent in self.turns:
+            self.turn = self.turn * extent + A(axis)
+        self.rounds, self.rest = divmod(-(-self.k // s.depth), s.stages)
+        if self.rest and s.grid:
+            raise ScheduleError(f"{kernel.name}: {s.stages} stages do not divide the steps of k")
 
     def write(self, step: Store) -> Kernel:
         s, size = self.shape, self.factors[0].load.dtype.size
@@ -201,35 +233,42 @@ class _Writer:
         def staged(name: str, f: Factor, n: int) -> Buffer:
             return Buffer(name, (s.stages, n, s.depth) if f.along_k else (s.stages, s.depth, n), dtype, "shared")
 
-        load = self.steps(self.bring)
+        load = self.turned(self.steps(self.bring))
         multiply = (*self.clear(), *self.steps(lambda *at: self.multiply(step, *at)), *self.finish())
+        multiply = self.turned(multiply)
         body: tuple[Stmt, ...] = (Roles("roles", (Role("load", load, LOADER), Role("multiply", multiply, self.warps))),)
-        rows, columns = -(-self.m // s.rows), -(-self.n // s.columns)
-        blocks = [*self.outer, ("ig", rows // self.together), ("jb", columns), ("ib", self.together)]
-        for axis, extent in reversed(blocks):
-            body = (Loop(axis, extent, "parallel", body, "block"),)
+        body = _loops([(a, n, "block") for a, n in self.blocks], body)
         kept = [replace(b, shape=(4,)) for b in self.kernel.locals if b.name != self.c.acc]
         strip = Buffer(self.out, (self.warps, 16, STRIP), f32, "shared", (16 * (STRIP + 8), STRIP + 8, 1))
         tokens = (Buffer(n, (s.stages,), i64, "token") for n in (self.full, self.empty))
         operands = (staged(self.xs, self.factors[0], s.rows), staged(self.ws, self.factors[1], s.columns))
         return Kernel(self.kernel.name, self.kernel.params, (*operands, self.acc, strip, *kept, *tokens), body)
 
+    def turned(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        """All tiles of a block, one after the other."""
+        for axis, extent in reversed(self.turns):
+            body = (Loop(axis, extent, "ordered", body),)
+        return body
+
     def steps(self, part) -> tuple[Stmt, ...]:
         """`part(stage, round)` for every stretch of k: rounds over all stages, then what is left."""
-        stages = self.shape.stages
-        rounds, rest = divmod(-(-self.k // self.shape.depth), stages)
         out: list[Stmt] = []
-        if rounds:
-            out.append(Loop("ko", rounds, "reduce", (Loop("s", stages, "reduce", part(A("s"), A("ko"))),)))
-        if rest:
-            out.append(Loop("s", rest, "reduce", part(A("s"), Affine(rounds))))
+        if self.rounds:
+            body = part(A("s"), A("ko"))
+            out.append(Loop("ko", self.rounds, "reduce", (Loop("s", self.shape.stages, "reduce", body),)))
+        if self.rest:
+            out.append(Loop("s", self.rest, "reduce", part(A("s"), Affine(self.rounds))))
         return tuple(out)
+
+    def phase(self, round: Affine) -> Affine:
+        """Of the tokens, which count on from tile to tile."""
+        return self.turn * self.rounds + round
 
     # ---- the role that loads
     def bring(self, stage: Affine, round: Affine) -> tuple[Stmt, ...]:
         at = round * (self.shape.stages * self.shape.depth) + stage * self.shape.depth
         return (
-            Await(self.empty, (stage,), round - 1),
+            Await(self.empty, (stage,), self.phase(round) - 1),
             self.copy(self.factors[0], self.xs, self.row, self.shape.rows, stage, at),
             self.copy(self.factors[1], self.ws, self.column, self.shape.columns, stage, at),
             Arrive(self.full, (stage,)),
@@ -280,7 +319,7 @@ class _Writer:
         loops = [("r", self.shape.rows, "unroll"), ("c", self.shape.columns, "unroll")]
         body: tuple[Stmt, ...] = (Store(self.acc.name, here.index, value),)
         body = _loops(loops, (Loop("kk", self.shape.depth, "reduce", body, "unroll"),))
-        return Await(self.full, (stage,), round), Tile("wgmma", body), Arrive(self.empty, (stage,))
+        return Await(self.full, (stage,), self.phase(round)), Tile("wgmma", body), Arrive(self.empty, (stage,))
 
     def finish(self) -> tuple[Stmt, ...]:
         """Strips of columns: each warp lays its sums out in rows, then evaluates what is fused behind."""
