@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_programs import state_of, words
+from cuda_programs import built, state_of, words
 from simt import native
 
+import pullback as pb
 import pullback_runtime as rt
+from pullback.dsl.trace import trace_functions
 from pullback_runtime import dlpack
 from pullback_runtime.arrays import is_on_gpu
 
@@ -90,6 +92,33 @@ def test_arrays_of_other_libraries_are_used_in_place(program, driver, library, w
         assert isinstance(loss.dtype, str) and loss.shape == () and float(loss) == here.train(words_, target)
     assert state_of(here) == state_of(program)
     assert program.train(WORD, TARGET) == here.train(WORD, TARGET)  # and back to the host's
+
+
+def test_libraries_may_write_to_what_a_step_has_read(program, driver, library, word):
+    """Their next work on an array waits for the step, and a step's result is not overwritten while they may read it."""
+    targets = [TARGET, TARGET + 1]
+    here, memory = rt.load(word.path), library.array(TARGET)
+    address = memory.__cuda_array_interface__["data"][0]
+    losses = []
+    for target in targets:
+        with program.context.use():
+            driver.cuMemcpyHtoDAsync(address, target.tobytes(), target.nbytes, library.stream)
+        losses.append(program.train(WORD, memory))
+    driver.cuCtxPushCurrent(program.context.device.context)
+    driver.cuStreamSynchronize(library.stream)
+    assert [float(x) for x in losses] == [here.train(WORD, t) for t in targets]
+    out = np.zeros(1, np.float32)
+    read = losses.pop()
+    value, place = float(read), read.address
+    assert read.__dlpack__(stream=int(library.stream)) is not None
+    driver.cuMemcpyDtoDAsync(address, place, 4, library.stream)
+    program.context.spare.clear()
+    read._owner.__del__()  # the capsule still holds it; the library lets it go
+    assert program.train(program.put(WORD), program.put(TARGET)) is not None
+    program.synchronize()
+    driver.cuStreamSynchronize(library.stream)
+    driver.cuMemcpyDtoH(out.ctypes.data, address, 4)
+    assert out[0] == np.float32(value)
 
 
 def test_one_on_the_device_one_on_the_host(program, driver, library, word):
@@ -259,3 +288,28 @@ def test_exported_memory_is_let_go():
         assert alive and held.shape == (3,)
         del held
         assert not alive
+
+
+# ---- large results ------------------------------------------------------------------------------------------
+def test_large_results_are_written_where_they_stay(tmp_path):
+    """Without a copy, for results that are read again within the step too; and on the host afterwards."""
+
+    @pb.function(pb.f32[200, 100])
+    def twice(x):
+        y = pb.exp(x)
+        return y, pb.sum(y, axis=0), pb.sum(pb.sum(y, axis=1) * 2.0)
+
+    made = built(trace_functions([twice]), tmp_path / "twice.so")
+    x = np.random.default_rng(0).random((200, 100), dtype=np.float32)
+    with made.on() as driver:
+        here, program = rt.load(made.path), rt.load(made.path, device="cuda")
+        given = [program.put(x + i) for i in range(3)]
+        program.twice(given[0])
+        count = len(driver.calls)
+        got = [program.twice(g) for g in given]
+        assert copies(driver, count) == ["cuMemcpyDtoDAsync"] * 6  # the small ones
+        for i, results in enumerate(got):
+            for a, b in zip(results, here.twice(x + i)):
+                assert np.array_equal(a, b)
+        assert all(np.array_equal(a, b) for a, b in zip(program.twice(x), here.twice(x)))
+        assert all(np.array_equal(a, b) for a, b in zip(got[1], here.twice(x + 1)))

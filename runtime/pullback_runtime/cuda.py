@@ -218,6 +218,8 @@ class CudaBinding(Binding):
                 pairs = zip(blocks, self.entry.results, strict=True)
                 results = [DeviceArray(c, x.address, a.dtype, a.shape, x) for x, a in pairs]
                 c.keep(inputs)
+                for stream in {x.stream for x in inputs if isinstance(x, Foreign)}:
+                    c.let_wait(stream)  # before the library writes to what the step reads
             else:
                 pairs = zip(c.fetch(self.number), self.entry.results, strict=True)
                 results = [x.view(numpy_dtype(a.dtype)).reshape(a.shape).copy() for x, a in pairs]

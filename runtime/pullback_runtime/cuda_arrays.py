@@ -18,13 +18,17 @@ from .errors import ArgumentError, DeviceError
 from .format import ITEM_SIZE
 
 if TYPE_CHECKING:
-    from .cuda import Context
+    from .cuda_context import Block, Context
 
 _DTYPES = {
     "<f8": "f64", "<f4": "f32", "<f2": "f16", "<i8": "i64", "<i4": "i32", "|i1": "i8", "<u4": "u32", "|u1": "u8",
     "|b1": "bool",
 }  # fmt: skip
 _TYPESTR = {v: k for k, v in _DTYPES.items()} | {"bf16": "<V2"}
+
+
+DEFAULT_STREAM = 1
+"""The one that waits for all others and that all others wait for, but for those made otherwise (as ours)."""
 
 
 class DeviceArray:
@@ -34,7 +38,7 @@ class DeviceArray:
     Reading raises what went wrong in the steps so far (`CheckError`, ...).
     """
 
-    def __init__(self, context: Context, address: int, dtype: str, shape: tuple[int, ...], owner: object):
+    def __init__(self, context: Context, address: int, dtype: str, shape: tuple[int, ...], owner: Block):
         self._context, self.address, self.dtype, self.shape, self._owner = context, address, dtype, shape, owner
 
     @property
@@ -78,6 +82,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
+        self._owner.streams.add(DEFAULT_STREAM)
         return {
             "shape": self.shape,
             "typestr": _TYPESTR[self.dtype],
@@ -94,9 +99,10 @@ class DeviceArray:
         """`stream`: the consumer's, which will wait for ours (None and 1: the default one; -1: it does so itself)."""
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("copies and other devices: use numpy() or the consumer's own")
+        self._owner.streams.add(stream if stream and stream > 0 else DEFAULT_STREAM)
         if stream != -1:
             with self._context.use() as c:
-                c.let_wait(1 if stream is None else stream)
+                c.let_wait(stream or DEFAULT_STREAM)
         return dlpack.capsule(self.address, self.__dlpack_device__(), self.dtype, self.shape, self)
 
     def __repr__(self) -> str:
@@ -105,13 +111,15 @@ class DeviceArray:
 
 @dataclass
 class Foreign:
-    """Another library's array on a GPU.  `owner` keeps its memory alive."""
+    """Another library's array on a GPU.  `owner` keeps its memory alive; `stream` is where the library's next work on
+    it may be."""
 
     address: int
     dtype: str
     shape: tuple[int, ...]
     contiguous: bool
     owner: object
+    stream: int = DEFAULT_STREAM
 
     @property
     def nbytes(self) -> int:
@@ -140,13 +148,13 @@ def foreign(value: object, context: Context, what: str) -> Foreign | DeviceArray
     dtype, shape, strides = _DTYPES.get(text, text), tuple(interface["shape"]), interface.get("strides")
     item = ITEM_SIZE.get(dtype, 1)
     contiguous = strides is None or _contiguous(shape, tuple(s // item for s in strides))
-    stream = interface.get("stream")
+    stream = interface.get("stream", DEFAULT_STREAM)  # before version 3 nothing was said about it
     if stream is not None:
         try:
             context.wait_for(stream)
         except DeviceError as e:
             raise ArgumentError(f"{what}: its stream {stream} cannot be waited for: {e}") from None
-    return Foreign(interface["data"][0], dtype, shape, contiguous, value)
+    return Foreign(interface["data"][0], dtype, shape, contiguous, value, stream or DEFAULT_STREAM)
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -96,13 +96,15 @@ def _places(sizes: list[int], at: int) -> tuple[tuple[int, ...], int]:
 
 
 class Block:
-    """Device memory of one array; it goes back to its context when nobody uses it any more."""
+    """Device memory of one array; it goes back to its context when nobody uses it any more.  `streams`: those of other
+    libraries that may still read it then."""
 
     def __init__(self, context: Context, address: int, size: int):
         self.context, self.address, self.size = context, address, size
+        self.streams: set[int] = set()
 
     def __del__(self) -> None:
-        self.context.spare.setdefault(self.size, []).append(self.address)
+        self.context.spare.setdefault(self.size, []).append((self.address, self.streams))
 
 
 class Context:
@@ -112,7 +114,7 @@ class Context:
         self.path, self.manifest, self.gpu, self.device, self.driver = path, manifest, gpu, device, device.driver
         self.lock, self.pid, self.is_open = threading.RLock(), os.getpid(), False
         self.graphs: dict[int, Graph] = {}
-        self.spare: dict[int, list[int]] = {}
+        self.spare: dict[int, list[tuple[int, set[int]]]] = {}
         self.blocks: list[int] = []
         self.in_flight: deque[tuple[object, object]] = deque()
         self.events: list[object] = []
@@ -141,7 +143,8 @@ class Context:
         self.status = self._pin(32).view(np.int64)
         self.results = self._pin(results)
         self.slots = [self._pin(self.input_bytes) for _ in range(_SLOTS)]
-        self.busy: list[object] = [None] * _SLOTS
+        self.sent = [self._event() for _ in range(_SLOTS)]
+        self.busy = [False] * _SLOTS
         self.slot = 0
         driver("cuMemsetD8Async", self.memory, 0, layout.end, self.stream)
         if constants:
@@ -236,6 +239,7 @@ class Context:
         self.driver("cuStreamSynchronize", self.stream)
         self.idle += [event for event, _ in self.in_flight]
         self.in_flight.clear()
+        self.busy = [False] * _SLOTS
         self.check()
 
     def check(self) -> None:
@@ -267,8 +271,8 @@ class Context:
     def feed(self, number: int, inputs: list) -> None:
         """Queue the way of a step's inputs to where its graph reads them."""
         graph, places, slot = self.graph(number), self.layout.inputs[number], self.slots[self.slot]
-        if self.busy[self.slot] is not None:
-            self.driver("cuEventSynchronize", self.busy[self.slot])
+        if self.busy[self.slot]:
+            self.driver("cuEventSynchronize", self.sent[self.slot])
         staged: list[tuple[int, int]] = []
         for i, (x, place) in enumerate(zip(inputs, places, strict=True)):
             home = self.memory + place
@@ -288,8 +292,8 @@ class Context:
             target = self.memory + self.layout.input_start + start
             self.driver("cuMemcpyHtoDAsync", target, slot.ctypes.data + start, end - start, self.stream)
         if staged:
-            self.busy[self.slot] = self.busy[self.slot] or self._event()
-            self.driver("cuEventRecord", self.busy[self.slot], self.stream)
+            self.busy[self.slot] = True
+            self.driver("cuEventRecord", self.sent[self.slot], self.stream)
             self.slot = (self.slot + 1) % _SLOTS
 
     def place(self, number: int, on_device: bool) -> list[Block]:
@@ -356,14 +360,18 @@ class Context:
         size = max(-(-nbytes // 512) * 512, 512)
         spare = self.spare.get(size)
         if spare:
-            return Block(self, spare.pop(), size)
+            address, streams = spare.pop()
+            for s in streams:
+                self.wait_for(s)
+            return Block(self, address, size)
         code, address = self.driver.try_("cuMemAlloc", size)
         if code == OUT_OF_MEMORY:
             self.driver("cuStreamSynchronize", self.stream)
             for addresses in self.spare.values():
                 while addresses:
-                    self.blocks.remove(addresses[-1])
-                    self.driver("cuMemFree", addresses.pop())
+                    address, _ = addresses.pop()
+                    self.blocks.remove(address)
+                    self.driver("cuMemFree", address)
             code, address = self.driver.try_("cuMemAlloc", size)
         if code:
             free, _ = self.driver("cuMemGetInfo")
