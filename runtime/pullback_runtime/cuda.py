@@ -153,13 +153,13 @@ class DeviceState(State):
             c.write(c.memory + entry.offset, span)
 
 
-def _is_dense(value: DeviceArray | Foreign, entry: StateEntry) -> bool:
+def _is_dense(value: Foreign, entry: StateEntry) -> bool:
     dense, n = [], 1
     for d in reversed(entry.shape):
         dense.append(n)
         n *= d
     same = all(s == d or k == 1 for s, d, k in zip(entry.strides, reversed(dense), entry.shape, strict=True))
-    return same and getattr(value, "contiguous", True)
+    return same and value.contiguous
 
 
 class CudaBinding(Binding):
@@ -170,6 +170,8 @@ class CudaBinding(Binding):
         self.context, self.arrays = context, arrays
 
     def array(self, value, what: str):
+        if isinstance(value, DeviceArray) and value._context is self.context:
+            return value
         if is_on_gpu(value):
             with self.context.use() as c:
                 return foreign(value, c, what)

@@ -126,10 +126,8 @@ class Foreign:
         return math.prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
-def foreign(value: object, context: Context, what: str) -> Foreign | DeviceArray:
+def foreign(value: object, context: Context, what: str) -> Foreign:
     """An array on the GPU of `context`, whose stream waits for the array's; `what` is for messages."""
-    if isinstance(value, DeviceArray) and value._context is context:
-        return value
     where = device_of(value)
     if where is not None and where[1] != context.device.number:
         raise ArgumentError(f"{what}: lies on cuda:{where[1]}, but the program on {context.device}")

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -199,16 +198,28 @@ class Context:
         if getattr(self, "is_open", False) and not sys.is_finalizing():
             self.close()
 
-    @contextmanager
-    def use(self) -> Iterator[Context]:
-        """Locked, with the device's context current."""
+    def use(self) -> Context:
+        """`with context.use() as c:` has the lock, and the device's context is the thread's."""
+        return self
+
+    def __enter__(self) -> Context:
         if self.pid != os.getpid():
             raise DeviceError(f"{self.path}: a GPU cannot be used after fork: load the program in the child")
-        with self.lock:
+        self.lock.acquire()
+        try:
             if not self.is_open:
                 raise DeviceError(f"{self.path}: the program is closed")
-            with self.device.current():
-                yield self
+            self.driver("cuCtxPushCurrent", self.device.context)
+        except DeviceError:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            self.driver("cuCtxPopCurrent")
+        finally:
+            self.lock.release()
 
     # ---- order -------------------------------------------------------------------------------------------
     def _event(self) -> object:
