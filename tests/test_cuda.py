@@ -412,6 +412,15 @@ def test_after_a_fault_the_process_lives(program, driver):
         program.train(WORD, TARGET)
     driver.failures.clear()
     assert program.train(WORD, TARGET) > 0
+    for name in ("cuStreamSynchronize", "cuGraphDestroy", "cuModuleUnload", "cuMemFree", "cuCtxPopCurrent"):
+        driver.failures[name] = R.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(rt.DeviceError, match="ILLEGAL_ADDRESS"):
+        program.train(WORD, TARGET)
+    driver.failures.pop("cuCtxPopCurrent")
+    program.close()
+    assert not program.context.is_open
+    driver.failures.clear()
+    assert cuda_driver.Driver(driver).text(12345) == "error 12345"
 
 
 def test_fork(program):

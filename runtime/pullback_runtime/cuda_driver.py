@@ -51,7 +51,10 @@ class Driver:
 
     def text(self, code: int) -> str:
         """The driver's own words for an error."""
-        number = self.api.CUresult(code)
+        try:
+            number = self.api.CUresult(code)
+        except ValueError:  # of a driver that is newer than the package
+            return f"error {code}"
         _, name = self.api.cuGetErrorName(number)
         _, words = self.api.cuGetErrorString(number)
         return f"{_decoded(name)} ({_decoded(words)})"
@@ -121,7 +124,7 @@ class Device:
             self.driver("cuCtxPopCurrent")
 
     def release(self) -> None:
-        self.driver("cuDevicePrimaryCtxRelease", self.handle)
+        self.driver.try_("cuDevicePrimaryCtxRelease", self.handle)
 
 
 def choose(gpus: tuple[Gpu, ...], device: Device, path: str) -> Gpu:
@@ -194,7 +197,7 @@ class Kernels:
         return found
 
     def unload(self) -> None:
-        self.driver("cuModuleUnload", self.module)
+        self.driver.try_("cuModuleUnload", self.module)
 
 
 def _refused(driver: Driver, code: int, log: str, text: bytes, gpu: Gpu, device: Device, path: str) -> DeviceError:

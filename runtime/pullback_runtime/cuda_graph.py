@@ -182,8 +182,8 @@ class Graph:
         self.driver("cuGraphLaunch", self.exec, stream)
 
     def destroy(self) -> None:
-        self.driver("cuGraphExecDestroy", self.exec)
-        self.driver("cuGraphDestroy", self.graph)
+        self.driver.try_("cuGraphExecDestroy", self.exec)
+        self.driver.try_("cuGraphDestroy", self.graph)
 
 
 _TENSOR_TYPES = {
