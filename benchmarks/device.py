@@ -5,7 +5,8 @@
     python benchmarks/device.py --dry-run            # the same at tiny sizes on the double of the driver, no GPU needed
 
 1. what the machine is; 2. the device suite (`tests/test_device.py`); 3. compute-sanitizer on a part of it; 4. matrix
-products beside cuBLAS, memory-bound kernels beside a copy, training steps beside PyTorch, digits to the end.
+products beside cuBLAS, memory-bound kernels beside a copy, training steps beside PyTorch, where the time of a step
+goes, digits to the end.
 
 Each part is a process of its own with a time limit: one that fails, hangs or loses the device spoils no other, and what
 it had found until then is kept.  The status is 0 if all parts ran to their end, whatever they found.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -29,7 +31,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ("products", "memory", "steps", "digits")
+MEASURED = ("products", "memory", "steps", "profile", "digits")
 PARTS = ("suite", "sanitizer", *MEASURED)
 TOOLS = ("memcheck", "racecheck", "synccheck")
 REDUCED = "test_layers and (GELU or LayerNorm or Embedding) or test_products or test_failed or test_ops and True-3"
@@ -98,7 +100,8 @@ def suite(dry: bool, limit: float) -> dict[str, object]:
             "tests/test_device.py",
             f"--junitxml={report}",
         ]
-        status, out, err = child([*command, *(["-k", DRY_SUITE] if dry else [])], limit, dry)
+        parallel = ["-n", str(min(8, (os.cpu_count() or 2) // 2))] if importlib.util.find_spec("xdist") else []
+        status, out, err = child([*command, *(["-k", DRY_SUITE] if dry else parallel)], limit, dry)
         found = {"status": status, "rows": tests_of(report) if report.exists() else []}
     return found if found["rows"] else found | {"error": (out[-1500:] + err).strip()}
 

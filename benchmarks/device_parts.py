@@ -26,6 +26,7 @@ import pullback_runtime as rt
 from pullback import nn, optim
 from pullback.dsl.trace import parse_dims, trace_functions, trace_script
 from pullback_runtime.arrays import numpy_dtype
+from pullback_runtime.cuda_graph import locate
 
 ROOT = Path(__file__).parents[1]
 DRY = os.environ.get("PULLBACK_DEVICE") == "double"
@@ -285,6 +286,39 @@ def torch_step(name: str, x: np.ndarray, y: np.ndarray, way: str, tf32: bool):
     return graph.replay, torch_wait(torch)
 
 
+# ---- where the time of a step goes --------------------------------------------------------------------------
+def profile() -> None:
+    """The calls of a training step that take longest, each launched alone, many times in a row."""
+    if DRY:
+        workloads.MLP, workloads.MLPDEEP = TINY_MLP, TINY_MLPDEEP
+    m, many, rounds = machine(), 2 if DRY else 200, 1 if DRY else 4
+    for name, precision in itertools.product(workloads.WORKLOADS, ("f32", "bf16")):
+        script = ROOT / "benchmarks" / f"pullback_{name}.py"
+        program = m.load(m.build(trace_script(script, [], {}), precision=precision))
+        program.train(*workloads.data(name))
+        found, number = [], program.functions["train"].bindings[0].number
+        with program.context.use() as c:
+            graph = c.graph(number)
+            for k, (node, _) in enumerate(graph.launches):
+                alone, times = graph.repeated(k, many), []
+                for _ in range(rounds):
+                    c.driver("cuStreamSynchronize", c.stream)
+                    start = time.perf_counter()
+                    c.driver("cuGraphLaunch", alone, c.stream)
+                    c.driver("cuStreamSynchronize", c.stream)
+                    times.append((time.perf_counter() - start) / many)
+                c.driver("cuGraphExecDestroy", alone)
+                found.append((median(times), node))
+        row(f"{name} {precision}, all {len(found)} calls", microseconds=1e6 * sum(t for t, _ in found))
+        for t, node in sorted(found, key=lambda x: -x[0])[:12]:
+            kernel = program.gpu.kernels[node.kernel]
+            call = program.gpu.call(*locate(program.gpu, node.call & 0xFFFFFFFF))
+            what = f"{name} {precision}, {call.label}{' (gradient)' if call.gradient else ''}"
+            place = f"{Path(call.file).name}:{call.line}"
+            shape = {"blocks": node.blocks, "threads": kernel.threads, "shared": kernel.shared}
+            row(what, microseconds=1e6 * t, **shape, line=place, kernel=kernel.symbol)
+
+
 # ---- training to the end --------------------------------------------------------------------------------------
 def digits() -> None:
     """Accuracy and bits of the digits example, on the processor and twice on the device."""
@@ -317,7 +351,7 @@ def digits() -> None:
     row("digits, the processor's bits on the device", ratio=float(state["cpu"] == state["cuda"]), goal=1.0)
 
 
-PARTS = {"products": products, "memory": memory, "steps": steps, "digits": digits}
+PARTS = {"products": products, "memory": memory, "steps": steps, "profile": profile, "digits": digits}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]]()

@@ -21,13 +21,14 @@ def test_dry_run(tmp_path):
     report, text = json.loads((tmp_path / "device.json").read_text()), (tmp_path / "device.md").read_text()
     assert done.returncode == 0, done.stdout + done.stderr
     parts = report["parts"]
-    assert {n: p["status"] for n, p in parts.items()} == dict.fromkeys(parts, 0) and len(parts) == 6
+    assert {n: p["status"] for n, p in parts.items()} == dict.fromkeys(parts, 0) and len(parts) == 7
     rows = {r["what"]: r for p in parts.values() for r in p["rows"]}
     assert rows["tests"]["all"] > 5 and not rows["tests"]["failure"] and not rows["tests"]["error"]
     assert rows["product 32 f32 NN"]["ours_tflops"] > 0 and "AdamW" in rows and "memcheck" in rows
     assert rows["digits, the same bits twice on the device"]["ratio"] == 1
     assert rows["digits, the processor's bits on the device"]["ratio"] == 1
     assert abs(rows["mlpdeep, ours f32"]["loss"] - rows["mlpdeep, ours bf16"]["loss"]) < 0.1
+    assert any(w.startswith("mlp bf16, all ") for w in rows)
     assert "the double of the driver" in text.splitlines()[0] and "## steps: ran to its end" in text
 
 

@@ -22,6 +22,9 @@ FIRST_ARGUMENT = 3
 MAX_NODES = 200_000
 """Launches of one step: a CUDA graph needs about a kilobyte of device memory for each."""
 
+MAX_EDGES = 32
+"""Between two launches; more go through an empty node."""
+
 ALIGNMENT = 16
 """What kernels may expect of the addresses of their parameters; `_loop` kernels expect whole elements only."""
 
@@ -108,13 +111,14 @@ class Graph:
         self.name, self.status, self.zeros = name, status, zeros
         self.params = self.driver.api.CUDA_KERNEL_NODE_PARAMS()
         self.readers: dict[int, list[tuple[object, Node, np.ndarray]]] = {}
+        self.launches: list[tuple[Node, np.ndarray]] = []
         self.graph = self.driver("cuGraphCreate", 0)
         last, count, self.kept = [], 0, []
         for nodes in levels(kernels.gpu, function):
             count += len(nodes)
             if count > MAX_NODES:
                 raise DeviceError(f"{name}: its loops unroll to more than {MAX_NODES} launches, too many for a graph")
-            if len(last) > 1 and len(nodes) > 1:  # fewer edges
+            if len(last) * len(nodes) > MAX_EDGES:
                 last = [self.driver("cuGraphAddEmptyNode", self.graph, last, len(last))]
             last = [self._add(n, last) for n in nodes]
         self.nodes = count
@@ -125,6 +129,7 @@ class Graph:
         values = self._arguments(node)
         self._describe(node, values)
         handle = self.driver("cuGraphAddKernelNode", self.graph, after, len(after), self.params)
+        self.launches.append((node, values))
         for base in {b for b, _ in node.places if b >= FIRST_ARGUMENT}:
             self.readers.setdefault(base, []).append((handle, node, values))
         return handle
@@ -180,6 +185,16 @@ class Graph:
 
     def launch(self, stream) -> None:
         self.driver("cuGraphLaunch", self.exec, stream)
+
+    def repeated(self, number: int, times: int) -> object:
+        """An executable graph of one of `launches`, over and over: for profiles.  It is the caller's to destroy."""
+        graph, last = self.driver("cuGraphCreate", 0), []
+        self._describe(*self.launches[number])
+        for _ in range(times):
+            last = [self.driver("cuGraphAddKernelNode", graph, last, len(last), self.params)]
+        made = self.driver("cuGraphInstantiate", graph, 0)
+        self.driver("cuGraphDestroy", graph)
+        return made
 
     def destroy(self) -> None:
         self.driver.try_("cuGraphExecDestroy", self.exec)
