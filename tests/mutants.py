@@ -64,7 +64,7 @@ MUTANTS = (
            "{axis: A(axis) + first if s.extent - first > 1 else A(first)}",
            "{axis: A(axis) + first - 1 if s.extent - first > 1 else A(first - 1)}"),
     Mutant("pack: dimensions exchanged", "pullback.schedule.staging",
-           "use = Load(name, tuple(map(A, axes)), e.dtype)", "use = Load(name, tuple(map(A, axes[::-1])), e.dtype)"),
+           "use = Load(name, index, e.dtype)", "use = Load(name, index[::-1], e.dtype)"),
     # emitter
     Mutant("emitter: wrong lane of a scattered load", "pullback.codegen.access",
            "b.offset(pointers, elem, i * k)\n            c = self.both",

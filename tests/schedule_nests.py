@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pullback.graph.types import DType, f32, i32
+from pullback.graph.types import DType, bf16, f32, i32
 from pullback.kernel.evaluate import evaluate
 from pullback.kernel.kernel import (
     A,
     Affine,
+    Apply,
     Buffer,
     Checked,
     Const,
@@ -55,6 +56,17 @@ def same_meaning(before: Kernel, after: Kernel, seed: int = 0) -> None:
 
 
 # ---- contractions ---------------------------------------------------------------------------------------
+def step(a: Expr, b: Expr, acc: Expr) -> Expr:
+    """The sum with one more product; those of bf16 have a function of their own."""
+    narrow = a.fn == "cast" and a.args[0].dtype == bf16 if isinstance(a, Apply) else False
+    return apply("fma_ftz" if narrow else "fma", a, b, acc)
+
+
+def wide(e: Expr) -> Expr:
+    """In the type that sums have."""
+    return e if e.dtype == e.dtype.compute else apply("cast", e, dtype=e.dtype.compute)
+
+
 def gelu(z: Expr) -> Expr:
     inner = apply("mul", z, apply("fma", apply("mul", z, z), Const(0.0356774), Const(0.7978846)))
     return apply("mul", apply("mul", z, Const(0.5)), apply("add", apply("tanh", inner), Const(1.0)))
@@ -76,8 +88,7 @@ def linear(
     if prologue in ("b", "both"):
         b = apply("mul", b, Const(0.5, dtype))
     compute = dtype.compute
-    if dtype != compute:
-        a, b = apply("cast", a, dtype=compute), apply("cast", b, dtype=compute)
+    a, b = wide(a), wide(b)
     acc = Buffer("acc0", (), compute, "register")
     here = load(acc)
     bias, h, g = Buffer("x2", (n,), compute), Buffer("y0", (m, n), compute), Buffer("y1", (m, n), compute)
@@ -98,7 +109,7 @@ def linear(
     locals_ = (acc, t) if epilogue == "gelu" else (acc,)
     body: list[Stmt] = [
         store(acc, (), Const(0.0, compute)),
-        loop("k0", k, "reduce", store(acc, (), apply("fma", a, b, here))),
+        loop("k0", k, "reduce", store(acc, (), step(a, b, here))),
         *outs,
     ]
     for axis, extent in (("i1", n), ("i0", m)):
@@ -107,14 +118,14 @@ def linear(
     return Kernel("linear", tuple(params), locals_, tuple(body))
 
 
-def batched(batch: int, heads: int, m: int, n: int, k: int) -> Kernel:
+def batched(batch: int, heads: int, m: int, n: int, k: int, dtype: DType = f32) -> Kernel:
     """Scores of attention: q[b, i, h, k] with k[b, j, h, k] to s[b, h, i, j]."""
-    q, c = Buffer("x0", (batch, m, heads, k)), Buffer("x1", (batch, n, heads, k))
+    q, c = Buffer("x0", (batch, m, heads, k), dtype), Buffer("x1", (batch, n, heads, k), dtype)
     s, acc = Buffer("y0", (batch, heads, m, n)), Buffer("acc0", (), f32, "register")
-    step = apply("fma", load(q, "i0", "i2", "i1", "k0"), load(c, "i0", "i3", "i1", "k0"), load(acc))
+    a, b = wide(load(q, "i0", "i2", "i1", "k0")), wide(load(c, "i0", "i3", "i1", "k0"))
     body = [
         store(acc, (), Const(0.0)),
-        loop("k0", k, "reduce", store(acc, (), step)),
+        loop("k0", k, "reduce", store(acc, (), step(a, b, load(acc)))),
         store(s, ("i0", "i1", "i2", "i3"), load(acc)),
     ]
     for axis, extent in (("i3", n), ("i2", m), ("i1", heads), ("i0", batch)):
@@ -122,13 +133,12 @@ def batched(batch: int, heads: int, m: int, n: int, k: int) -> Kernel:
     return Kernel("scores", (q, c, s), (acc,), tuple(body))
 
 
-def convolution(images: int, h: int, w: int, ci: int, co: int) -> Kernel:
+def convolution(images: int, h: int, w: int, ci: int, co: int, dtype: DType = f32) -> Kernel:
     """3 x 3 on a padded image; s and c are one stretch of memory."""
-    x, f = Buffer("x0", (images, h + 2, w + 2, ci)), Buffer("x1", (3, 3, ci, co))
+    x, f = Buffer("x0", (images, h + 2, w + 2, ci), dtype), Buffer("x1", (3, 3, ci, co), dtype)
     y, acc = Buffer("y0", (images, h, w, co)), Buffer("acc0", (), f32, "register")
     a = load(x, "i0", A("i1") + A("k0"), A("i2") + A("k1"), "k2")
-    step = apply("fma", a, load(f, "k0", "k1", "k2", "i3"), load(acc))
-    inner = store(acc, (), step)
+    inner = store(acc, (), step(wide(a), wide(load(f, "k0", "k1", "k2", "i3")), load(acc)))
     body: list[Stmt] = [
         store(acc, (), Const(0.0)),
         loop("k0", 3, "reduce", loop("k1", 3, "reduce", loop("k2", ci, "reduce", inner))),

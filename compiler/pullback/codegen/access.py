@@ -239,7 +239,8 @@ class Access(ABC):
 
     def _default(self, type: Type, other, dtype) -> Value:
         """What inactive lanes load, as in memory."""
-        return scalar.to_memory(self.b, scalar.constant(self.b, other or 0, dtype, type.lanes), dtype)
+        number = 0 if other is None else other  # (-0.0 is not 0)
+        return scalar.to_memory(self.b, scalar.constant(self.b, number, dtype, type.lanes), dtype)
 
     def _or_other(self, v: Value, condition, mask, other, dtype) -> Value:
         if other is None:

@@ -43,6 +43,7 @@ class Builder:
         self.allocas: list[str] = []
         self.block = "entry"
         self.known: list[str] = []  # conditions that hold here
+        self.halves: dict[str, Value | None] = {}  # floats that bf16 holds, and where they lie as 16 bits
         self._count = 0
         self._epoch: dict[str, int] = {}  # buffer -> how often it was stored to
         self._floor: dict[str, int] = {}  # buffer -> the innermost scope that stores to it

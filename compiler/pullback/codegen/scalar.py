@@ -47,7 +47,9 @@ def from_memory(b: Builder, v: Value, dtype: DType) -> Value:
     if dtype.kind == "b":
         return b.icmp("ne", v, 0)
     if dtype.name == "bf16":
-        return b.bitcast(b.shl(b.zext(v, "i32"), 16), "float")
+        wide = b.bitcast(b.shl(b.zext(v, "i32"), 16), "float")
+        b.halves[wide.ref] = v
+        return wide
     return b.fpext(v, "float") if b.target.has_f16 else _half_to_float(b, b.bitcast(v, "i16"))
 
 
@@ -58,16 +60,21 @@ def to_memory(b: Builder, v: Value, dtype: DType) -> Value:
     if dtype.kind == "b":
         return b.zext(v, "i8")
     if dtype.name == "bf16":
-        return b.itrunc(b.lshr(b.bitcast(rounded(b, v, dtype), "i32"), 16), "i16")
+        v = rounded(b, v, dtype)
+        return b.halves.get(v.ref) or b.itrunc(b.lshr(b.bitcast(v, "i32"), 16), "i16")
     return b.fptrunc(v, "half") if b.target.has_f16 else b.bitcast(_float_to_half(b, v), "half")
 
 
 def rounded(b: Builder, v: Value, dtype: DType) -> Value:
     """An f32 rounded to bf16 or f16, still as an f32; other types as they are."""
     if dtype.name == "bf16":
+        if v.ref in b.halves:
+            return v
         n = b.bitcast(v, "i32")
         n = b.and_(b.add(n, b.add(b.and_(b.lshr(n, 16), 1), 0x7FFF)), -65536)
-        return b.select(b.fcmp("uno", v, v), b.like(v, float("nan")), b.bitcast(n, "float"))
+        r = b.select(b.fcmp("uno", v, v), b.like(v, float("nan")), b.bitcast(n, "float"))
+        b.halves[r.ref] = None
+        return r
     if dtype.name == "f16":
         return from_memory(b, to_memory(b, v, dtype), dtype)
     return v

@@ -29,6 +29,8 @@ class Target:
     has_fma: bool = False
     has_f16: bool = False
     has_scalef: bool = False
+    has_bf16_dot: bool = False
+    """VDPBF16PS on 512 bits: pairs of products of bf16, added in f32."""
     masked: bool = False
     """Masked loads and stores are instructions for 32- and 64-bit elements."""
     l1: int = 32 << 10
@@ -91,11 +93,14 @@ _NEEDS = {
 def cpu_target(name: str = "native") -> Target:
     """`native`, or a level of the x86-64 psABI: `x86-64-v2` (SSE4.2), `-v3` (AVX2), `-v4` (AVX-512).
 
-    `native` is the highest level that this machine has, scheduled for its own pipeline.
+    `native` is the highest level that this machine has, and AVX-512-BF16 if it has that, scheduled for its own
+    pipeline.
     """
     if name == "native":
-        level = host_level()
-        return replace(_LEVELS[level], name="native", isa="native", tune=llvm.get_host_cpu_name())
+        level, has = host_level(), llvm.get_host_cpu_features()
+        native = replace(_LEVELS[level], name="native", isa="native", tune=llvm.get_host_cpu_name())
+        dot = level == "x86-64-v4" and has.get("avx512bf16", False)
+        return replace(native, has_bf16_dot=True, features="+avx512bf16") if dot else native
     full = name if name.startswith("x86-64-") else f"x86-64-{name}"
     if full not in _LEVELS:
         raise BuildError(f"unknown CPU target {name!r}: expected native, {', '.join(_LEVELS)}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..kernel.kernel import Affine, Loop, Stmt, Store, Tile, exprs, loads
 from .access import chunks
-from .builder import Builder, Value
+from .pairs import PAIRS
+from .shuffles import transpose
 
 if TYPE_CHECKING:
     from .emit import Emitter
@@ -25,7 +26,8 @@ def tile(em: Emitter, s: Tile) -> None:
         found = _transposition(em, s)
         if found is not None:
             return _transpose(em, *found)
-    em.body(s.body)
+    if s.name not in PAIRS or not PAIRS[s.name](em, s):
+        em.body(s.body)
 
 
 def bind(stmts: tuple[Stmt, ...], binding: str) -> tuple[Stmt, ...]:
@@ -97,66 +99,3 @@ def _square(em: Emitter, s: Store, u: str, u0: int, v: str, v0: int, n: int) -> 
         em.env[u] = u0 + i
         em.store(s, columns[i])
     em.across(None, 1)
-
-
-def transpose(b: Builder, rows: list[Value]) -> list[Value]:
-    """n vectors of n lanes -> the n columns.
-
-    Squares inside of 128 bits by unpacking, then whole 128-bit parts: each step is one instruction on x86.
-    """
-    n, group = len(rows), 128 // max(rows[0].ty.bits, 8)
-    parts = n // group
-    if group not in (2, 4) or parts not in (1, 2, 4):
-        return _butterfly(b, rows)
-    inside: list[Value] = []
-    for q in range(0, n, group):
-        r = rows[q : q + group]
-        if group == 4:
-            low, high = _unpack(b, r[0], r[1], 1), _unpack(b, r[2], r[3], 1)
-            pairs = [(low[0], high[0]), (low[1], high[1])]
-            inside += [x for p, o in pairs for x in _unpack(b, p, o, 2)]
-        else:
-            inside += _unpack(b, r[0], r[1], 1)
-    if parts == 1:
-        return inside
-    out: list[Value | None] = [None] * n
-    for m in range(group):
-        x = inside[m::group]
-        if parts == 2:
-            y = [_parts(b, x[0], x[1], (t, 2 + t), group) for t in range(2)]
-        else:
-            half = [_parts(b, x[i], x[i + 1], p, group) for i in (0, 2) for p in ((0, 1, 4, 5), (2, 3, 6, 7))]
-            y = [_parts(b, half[h], half[h + 2], p, group) for h in (0, 1) for p in ((0, 2, 4, 6), (1, 3, 5, 7))]
-        out[m::group] = y
-    return out
-
-
-def _unpack(b: Builder, x: Value, y: Value, size: int) -> list[Value]:
-    """Interleave pieces of `size` lanes from the lower and from the upper halves of each 128 bits."""
-    n, group = x.ty.lanes, 128 // x.ty.bits
-    out = []
-    for start in (0, group // 2):
-        lanes: list[int] = []
-        for part in range(0, n, group):
-            for i in range(0, group // 2, size):
-                for side in (0, n):
-                    lanes += range(side + part + start + i, side + part + start + i + size)
-        out.append(b.shuffle(x, y, lanes))
-    return out
-
-
-def _parts(b: Builder, x: Value, y: Value, parts: tuple[int, ...], group: int) -> Value:
-    return b.shuffle(x, y, [p * group + i for p in parts for i in range(group)])
-
-
-def _butterfly(b: Builder, rows: list[Value]) -> list[Value]:
-    """log2(n) exchanges of blocks across the diagonal: any element type, any power of two."""
-    n, rows, d = len(rows), list(rows), 1
-    while d < n:
-        for i in range(n):
-            if not i & d:
-                x, y = rows[i], rows[i + d]
-                rows[i] = b.shuffle(x, y, [l if not l & d else n + l - d for l in range(n)])
-                rows[i + d] = b.shuffle(x, y, [l + d if not l & d else n + l for l in range(n)])
-        d *= 2
-    return rows

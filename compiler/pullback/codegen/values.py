@@ -6,11 +6,11 @@ import struct
 from functools import cache
 
 _MANGLED = {"half": "f16", "float": "f32", "double": "f64", "ptr": "p0"}
-_BITS = {"half": 16, "float": 32, "double": 64, "ptr": 64}
+_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64, "ptr": 64}
 
 
 class Type:
-    """An LLVM type: an element (`i1` .. `i64`, `half`, `float`, `double`, `ptr`), `lanes` > 1 for a vector.
+    """An LLVM type: an element (`i1` .. `i64`, `half`, `bfloat`, `float`, `double`, `ptr`), `lanes` > 1 for a vector.
 
     Made by `ty` only, which interns, so types compare by identity.
     """

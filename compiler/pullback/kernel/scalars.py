@@ -94,7 +94,7 @@ def fma_ftz(a, b, c):
     wide = a.astype(np.float64) * b  # exact
     out = wide + c
     finite = np.isfinite(out)
-    out = np.where(finite, _round_to_odd(*_two_sum(wide, c.astype(np.float64))), out)
+    out = np.where(finite, _round_to_odd(*_two_sum(wide, c.astype(np.float64))).reshape(out.shape), out)
     bits = np.ascontiguousarray(out).view(np.int64)
     bits = (bits + 0xFFFFFFF + (bits >> 29 & 1)) & ~0x1FFFFFFF
     return _flush(np.where(finite, bits.view(np.float64), out).reshape(out.shape)).astype(np.float32)[()]

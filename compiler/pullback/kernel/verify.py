@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import VerifyError
@@ -46,6 +45,7 @@ from .plan_verify import verify_plan
 from .products import wgmma_rule
 from .scalars import SCALARS
 from .text import BINDINGS, ROLES, loop_words, print_stmt
+from .verify_tiles import TILES
 
 if TYPE_CHECKING:
     from ..codegen.target import Target
@@ -381,40 +381,9 @@ def check_tile(v: _Verifier, tile: Tile) -> None:
     """The body must be what the emitter will make of the name."""
     if isinstance(tile, Role | Roles):
         return
-    check = {"transpose": _transpose, "fold": _fold, "wgmma": lambda t: wgmma_rule(t, v.buffers)}.get(tile.name)
+    check = TILES.get(tile.name) or {"wgmma": lambda t: wgmma_rule(t, v.buffers)}.get(tile.name)
     if check is None:
         raise v.fail(f"no tile {tile.name!r}")
     reason = check(tile)
     if reason:
         raise v.fail(f"tile {tile.name}: {reason}")
-
-
-def _transpose(tile: Tile) -> str:
-    """Two loops around copies, whose inner axes are not the same in source and target."""
-    if len(tile.body) != 1 or not isinstance(tile.body[0], Loop) or len(tile.body[0].body) != 1:
-        return "expected two nested loops"
-    outer, inner = tile.body[0], tile.body[0].body[0]
-    if not isinstance(inner, Loop) or not all(isinstance(s, Store) for s in inner.body):
-        return "expected two nested loops around stores"
-    if any(not isinstance(s.value, Load) for s in inner.body):
-        return "expected copies"
-    return "" if isinstance(outer.extent, int) and isinstance(inner.extent, int) else "expected constant extents"
-
-
-def _fold(tile: Tile) -> str:
-    """Loops of halving extents, each of which combines the upper half of some arrays into the lower."""
-    extents: list[int] = []
-    for s in tile.body:
-        if not isinstance(s, Loop) or not isinstance(s.extent, int):
-            return "expected loops of constant extent"
-        extents.append(s.extent)
-        for t in s.body:
-            if not isinstance(t, Store):
-                return "expected stores in its loops"
-            loaded = [x for e in exprs(t) for x in walk_expr(e) if isinstance(x, Load)]
-            upper = tuple(i + s.extent if isinstance(i, Affine) and i.coef(s.axis) else i for i in t.index)
-            if not any(x.buffer == t.buffer and x.index == upper for x in loaded):
-                return f"expected {t.buffer}[{s.axis}] to take in {t.buffer}[{s.axis} + {s.extent}]"
-    if any(a != 2 * b for a, b in pairwise(extents)) or (extents and extents[-1] != 1):
-        return f"expected extents that halve down to 1, got {extents}"
-    return ""

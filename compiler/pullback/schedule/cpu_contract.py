@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import ceil, gcd, prod
+from math import ceil, gcd, prod, sqrt
 
 from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
 from .limits import DEFAULT, Limits
 from .liveness import used_below
 from .nest import chain_of, cost, extents_of, fuse_chain, order_axes, outer_chain, rename, stride
+from .pairs import PAIR, copy_pairs, dot, fits, split_pairs
 from .sinking import expand, sink
 from .staging import axes_in, carry, pack, place, spill, tensorise
 from .steps import axes_of, bind, rename_loops, split, tidy
@@ -32,6 +33,12 @@ class Contraction:
     columns: tuple[str, ...]
     reduced: tuple[str, ...]
     swapped: bool  # the column operand is fma's first factor
+    pair: tuple[str, ...] = ()  # the axis within pairs of k, where products are added in pairs (`pairs.py`)
+
+    @property
+    def inner(self) -> str:
+        """The reduced axis whose elements follow each other most closely."""
+        return (self.pair or self.reduced)[-1]
 
 
 def accumulation(s: Store) -> tuple[Expr, Expr] | None:
@@ -102,6 +109,8 @@ def schedule_contraction(
 ) -> Kernel:
     """The buffers `fixed` keep their shapes; `tiling` overrides `choose` (tests and measurements)."""
     kernel, c = normalise(kernel, target, fixed)
+    if fits(recognise(kernel)[-1], target):
+        kernel, c = split_pairs(kernel, c.reduced[-1]), replace(c, pair=(PAIR,))
     lanes = lanes_for(kernel, c, target)
     t = tiling or choose(kernel, c, target, limits)
     a, b = _operand(c, 1 if c.swapped else 0), _operand(c, 0 if c.swapped else 1)
@@ -137,8 +146,8 @@ def schedule_contraction(
     kernel = split(kernel, "i", t.mr, "it", "i", tail="even")
     if t.pack_a:
         kernel = _pack_rows(kernel, c, t, a, "kc" if t.carry_k else ("ic", *c.outer)[-1], lanes)
-    kernel = sink(kernel, "j", cut=_stores_to("out"))
-    kernel = sink(kernel, "i", stop=("j",), cut=_stores_to("out"))
+    kernel = sink(kernel, "j", stop=c.pair, cut=_stores_to("out"))
+    kernel = sink(kernel, "i", stop=("j", *c.pair), cut=_stores_to("out"))
     if not at_panel:
         kernel = _pack_columns(kernel, c, t, b, "kc", (k,), lanes)
     if t.carry_k:
@@ -147,13 +156,16 @@ def schedule_contraction(
         kernel = rename_loops(kernel, {"i": "ie", "j": "je"}, lambda s: not written((s,)) & {"tile", "out", c.acc})
         if t.carry_k:
             kernel = rename_loops(kernel, {"i": "i0", "j": "j0"}, lambda s: read((s,)).isdisjoint({c.acc, "tile"}))
-    return _bind(kernel, c, lanes)
+    kernel = _bind(kernel, c, lanes)
+    return dot(kernel, "j") if c.pair else kernel
 
 
 # ---- the steps' parts ------------------------------------------------------------------------------------
 def _operand(c: Contraction, n: int):
     def pick(s: Store) -> Expr | None:
-        return factors[n] if s.buffer in (c.acc, "tile") and (factors := accumulation(s)) else None
+        if s.buffer not in (c.acc, "tile") or (factors := accumulation(s)) is None:
+            return None
+        return factors[n].args[0] if c.pair else factors[n]  # in pairs: before it is widened
 
     return pick
 
@@ -170,12 +182,14 @@ def _epilogue(kernel: Kernel) -> list[Store]:
 def _pack_rows(kernel: Kernel, c: Contraction, t: Tiling, operand, at: str, lanes: int) -> Kernel:
     """Copy a block of the row operand, tile after tile, so that a tile walks it from end to end."""
     if _unit(kernel, operand, "i"):
-        kernel = pack(kernel, operand, ("it", *c.reduced, "i"), at, "block", pad=("it", lanes))
+        axes = ("it", *c.reduced, "i", *c.pair)
+        kernel = pack(kernel, operand, axes, at, "block", pad=("it", lanes), mirror=c.inner if c.pair else "")
         kernel = sink(kernel, "it_block", past=[f"{k}_block" for k in c.reduced])  # read whole rows
         kernel = bind(split(kernel, "it_block", 8, "ib_block", "it_block"), it_block="unroll")
-        return _vector_copy(kernel, "i_block", min(lanes, 1 << (t.mr - 1).bit_length()))
-    kernel = pack(kernel, operand, ("it", "i", *c.reduced), at, "block", pad=("i", lanes))
-    return _vector_copy(kernel, f"{c.reduced[-1]}_block", lanes)
+        return _vector_copy(kernel, c, "i", "block", min(lanes, 1 << (t.mr - 1).bit_length()))
+    axes = ("it", "i", *c.reduced, *c.pair)
+    kernel = pack(kernel, operand, axes, at, "block", pad=("i", lanes), mirror=c.inner if c.pair else "")
+    return _vector_copy(kernel, c, c.reduced[-1], "block", lanes)
 
 
 def _pack_columns(
@@ -185,23 +199,23 @@ def _pack_columns(
     if not t.pack_b:
         return kernel
     k = reduced[-1]
-    transposed = lanes > 1 and _unit(kernel, operand, k) and not _unit(kernel, operand, "j")
+    transposed = lanes > 1 and _unit(kernel, operand, c.inner) and not _unit(kernel, operand, "j")
     if transposed and not all(isinstance(e, Load) and not e.masks for e in _picked(kernel, operand)):
-        kernel = pack(kernel, operand, ("j", *reduced), at, "rows", pad=("j", lanes))
-        kernel = _vector_copy(kernel, f"{k}_rows", lanes)
-    kernel = pack(kernel, operand, (*reduced, "j"), at, "panel")
+        kernel = pack(kernel, operand, ("j", *reduced, *c.pair), at, "rows", pad=("j", lanes))
+        kernel = _vector_copy(kernel, c, k, "rows", lanes)
+    kernel = pack(kernel, operand, (*reduced, "j", *c.pair), at, "panel", mirror=c.inner if c.pair else "")
     if not transposed:
-        return _vector_copy(kernel, "j_panel", lanes)
+        return _vector_copy(kernel, c, "j", "panel", lanes)
     kernel = split(kernel, "j_panel", lanes, "jv_panel", "j_panel")
     kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
     kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
     kernel = sink(kernel, "kv_panel", past=("jv_panel",))  # few rows at a time, from end to end
-    return tensorise(kernel, (f"{k}_panel", "j_panel"), "transpose")
+    return tensorise(kernel, (f"{k}_panel", "j_panel", *(f"{a}_panel" for a in c.pair)), "transpose")
 
 
 def lanes_for(kernel: Kernel, c: Contraction, target: Target) -> int:
     """Lanes of the column axis; one column is computed in scalars (several rows at a time)."""
-    return target.lanes(kernel.buffers[c.acc].dtype.bits) if extents_of(kernel)["j"] > 1 else 1
+    return target.lanes(kernel.buffers[c.acc].dtype.bits) if c.pair or extents_of(kernel)["j"] > 1 else 1
 
 
 def _picked(kernel: Kernel, operand) -> set[Expr]:
@@ -214,15 +228,17 @@ def _unit(kernel: Kernel, operand, axis: str) -> bool:
     return max(steps, default=0) == 1
 
 
-def _vector_copy(kernel: Kernel, axis: str, lanes: int) -> Kernel:
-    """The copy's loop in vectors, a few at a time."""
+def _vector_copy(kernel: Kernel, c: Contraction, axis: str, dst: str, lanes: int) -> Kernel:
+    """The loop of a copy to `dst` in vectors, a few at a time."""
     if lanes == 1:
         return kernel
+    axis = f"{axis}_{dst}"
     n = extents_of(kernel)[axis]
     if n > 4 * lanes:
         kernel = split(kernel, axis, 4 * lanes, f"{axis}_g", axis)
     kernel = split(kernel, axis, lanes, f"{axis}_v", axis, tail="mask")
-    return bind(kernel, **{f"{axis}_v": "unroll", axis: "vector"})
+    kernel = bind(kernel, **{f"{axis}_v": "unroll", axis: "vector"})
+    return copy_pairs(kernel, axis, f"{c.inner}_{dst}") if c.pair else kernel
 
 
 def _bind(kernel: Kernel, c: Contraction, lanes: int) -> Kernel:
@@ -269,12 +285,12 @@ def normalise(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> tu
     def price(col: str | None, row: str | None, operand: Expr) -> float:
         """Cycles per element of k when `col` is vectorised: fma, transposition, scattered stores."""
         n, m, depth = extents.get(col, 1), extents.get(row, 1), prod(extents[x] for x in reduced)
-        if n == 1:
+        if n == 1 and not fits(step, target):
             return max(m / 2, 4.0)  # scalars, two at a time
         vectors = ceil(n / lanes)
-        step = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
+        wide = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
         near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
-        load = 1 if step <= 1 else 5 if near <= 1 else 2 * lanes
+        load = 1 if wide <= 1 else 5 if near <= 1 else 2 * lanes
         scatter = any(stride(kernel, s, col) not in (0, 1) for s in outs) if col and n > 1 else False
         return max(m * vectors, 4) + load * vectors + scatter * 4.0 * m * n / depth
 
@@ -327,7 +343,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
 
     def far(operand) -> tuple[bool, bool]:
         """Do successive k lie so far apart that nothing prefetches them?  Do they share cache sets, too?"""
-        steps = [abs(stride(kernel, x, last) or 0) * size for e in _picked(kernel, operand) for x in loads(e)]
+        steps = [abs(stride(kernel, x, last) or 0) * x.dtype.size for e in _picked(kernel, operand) for x in loads(e)]
         wide = [s for s in steps if s >= limits.page]
         return bool(wide), any(s % limits.page == 0 for s in wide)
 
@@ -335,11 +351,14 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     scattered = a_far and m * k * size > (limits.sharing_rows if a_shares else limits.far_rows)
 
     def packs_rows(panels: int) -> bool:
+        if c.pair and (panels > 1 or not _unit(kernel, a, c.inner)):  # so that pairs lie as the processor reads them
+            return True
         return not plain(a) or (panels >= 3 and k >= limits.pack_k and scattered)
 
     streamed, along = m * k * size > limits.far_bytes, _unit(kernel, a, "i")
     beat = 1.0 if lanes * size >= 64 else 0.5  # cycles of one fma: 64 bytes, or two operations
-    wait = 4 if beat == 1 else 4.6  # from one fma to the next on the same accumulator; two at a time leave no slack
+    # From one fma to the next on the same accumulator; two at a time leave no slack.
+    wait = 6 if c.pair else 4 if beat == 1 else 4.6
 
     def price(tile: tuple[int, int]) -> float:
         rows, nv = tile
@@ -367,7 +386,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
     nr = nv * lanes
     tiles, panels = ceil(m / mr), ceil(vectors / nv)
-    pack_b = not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
+    pack_b = bool(c.pair) or not (plain(b) and (_unit(kernel, b, "j") or lanes == 1))
     pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b)[1] or n * k * size > limits.pack_bytes))
     # Half as long vectors load twice as often: a panel that the first-level cache holds pays sooner.
     pack_b = pack_b or (beat < 1 and tiles >= 8 and k >= 2 * limits.pack_k)
@@ -381,8 +400,9 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
             kc = stretch(k, limits.long_k * 3 // 8)
             carry_k = kc < k
         rows = ceil(m / (256 if m < 2048 else 512))
-        want = min(want, 4 / outer)  # more would copy more
-        cb = parts(panels, max(n / 768, min(want / rows, n // 192)), max(1, n // 192))
+        want = min(want, (limits.pair_blocks if c.pair else 4) / outer)  # more would copy more
+        some = sqrt(want * n / m) if c.pair else min(want / rows, n // 192)  # both are copied anyway: the shorter side
+        cb = parts(panels, max(n / 768, some), None if c.pair else max(1, n // 192))
         least = max(rows, ceil(want / cb))
         rb = parts(tiles, least, least + least // 3)
     elif single and pack_b and tiles >= 2 and (k > limits.deep_k or (streamed and nv * beat < 3)):

@@ -19,6 +19,8 @@ class Limits:
     """The same for contractions (2.5 microseconds)."""
     blocks: int = 24
     """As many blocks of a contraction balance up to eight threads."""
+    pair_blocks: int = 12
+    """The same for those of bf16 in pairs, which pack both operands."""
     heavy: int = 6
     """Epilogues of contractions that cost more are loops of their own instead of being unrolled over a tile."""
     light: int = 8

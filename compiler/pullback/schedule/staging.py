@@ -177,10 +177,12 @@ def pack(
     dst: str,
     pad: tuple[str, int] = ("", 0),
     space: str = "local",
+    mirror: str = "",
 ) -> Kernel:
     """Evaluate an operand over `axes` (dimensions of `dst`, in any order: a transposition) in the loop `at`,
     before its first use, and read the copy instead.  The copy's axes are `<axis>_<dst>`.  pad=(axis, n): n
-    elements of room between one index of that axis and the next, against cache conflicts.
+    elements of room between one index of that axis and the next, against cache conflicts.  `mirror`: this axis lies
+    in `dst` from its last element to the first.
 
     The operand may be any expression; it may not read what the loop writes later, and inside of `at` it may
     move with `axes` only.  Where peeled copies inside of `at` have operands of their own, each gets a buffer
@@ -219,11 +221,12 @@ def pack(
             shapes.append([0] * len(axes))
         shapes[n] = list(map(max, shapes[n], (inside[a] for a in axes)))
         name = dst if n == 0 else f"{dst}{n + 1}"
-        copy: tuple[Stmt, ...] = (Store(name, tuple(map(A, axes)), e),)
+        index = tuple(A(a) * -1 + (inside[a] - 1) if a == mirror else A(a) for a in axes)
+        copy: tuple[Stmt, ...] = (Store(name, index, e),)
         copy = subst(copy, {a: A(b) for a, b in names.items()})
         for a in reversed(axes):
             copy = (Loop(names[a], inside[a], "parallel", copy),)
-        use = Load(name, tuple(map(A, axes)), e.dtype)
+        use = Load(name, index, e.dtype)
 
         def swap(t: Stmt) -> tuple[Stmt, ...]:
             if not isinstance(t, Store) or operand(t) != e:
