@@ -25,7 +25,7 @@ def copy(em: ThreadEmitter, s: Store) -> None:
     b, x, size = em.b, s.value, em.buffers[s.buffer].dtype.size
     assert isinstance(x, Load)
     condition, mask = em.conditions(s.masks)
-    read, holes = em.conditions(x.masks)
+    read, holes = em.conditions([m for m in x.masks if m not in s.masks])
     if condition is False:
         return
     target, source = em.buffers[s.buffer], em.buffers[x.buffer]

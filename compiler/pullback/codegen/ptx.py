@@ -304,7 +304,9 @@ _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umi
     nvvm.read.ptx.sreg.tid.x nvvm.read.ptx.sreg.ctaid.x nvvm.barrier.cta.sync.aligned.all nvvm.bar.warp.sync
     nvvm.cp.async.cg.shared.global.16 nvvm.cp.async.ca.shared.global.8 nvvm.cp.async.ca.shared.global.4
     nvvm.cp.async.cg.shared.global.16.s nvvm.cp.async.ca.shared.global.8.s nvvm.cp.async.ca.shared.global.4.s
-    nvvm.cp.async.commit.group nvvm.cp.async.wait.group
+    nvvm.cp.async.commit.group nvvm.cp.async.wait.group nvvm.f2tf32.rna
+    nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3 nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16.p3
+    nvvm.mma.m16n8k16.row.col.bf16 nvvm.mma.m16n8k16.row.col.f32.f32 nvvm.mma.m16n8k8.row.col.tf32
     nvvm.mbarrier.init.shared nvvm.fence.mbarrier_init.release.cluster nvvm.mbarrier.arrive.scope.cta.space.cta
     nvvm.mbarrier.expect.tx.scope.cta.space.cta nvvm.mbarrier.try.wait.parity.scope.cta.space.cta
     nvvm.cp.async.bulk.tensor.g2s.tile.2d nvvm.cp.async.bulk.tensor.g2s.tile.3d nvvm.cp.async.bulk.tensor.g2s.tile.4d

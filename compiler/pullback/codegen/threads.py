@@ -46,7 +46,7 @@ from ..kernel.kernel import (
     stores,
     written,
 )
-from . import copies, inline, roles, scalar, wgmma
+from . import copies, inline, mma, roles, scalar, wgmma
 from .builder import I32, Builder, Value
 from .emit import Emitter
 
@@ -274,6 +274,8 @@ class ThreadEmitter(Emitter):
             roles.emit(self, s)
         elif s.name == "wgmma":
             wgmma.emit(self, s)
+        elif s.name == "mma":
+            mma.emit(self, s)
         else:
             self.body(s.body)
 

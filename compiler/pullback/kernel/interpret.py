@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import PullbackError
 from ..graph.types import DType
+from .bounds import may_meet
 from .concurrent import Arrive, Await, Copy, Roles
 from .coroutines import in_order, translate
 from .kernel import (
@@ -273,16 +274,18 @@ class Evaluator:
         return [b.name for b in self.kernel.locals if used.get(b.name) and used[b.name] == self.uses[b.name]]
 
     def _independent(self, s: Loop, private: list[str]) -> bool:
-        """Different iterations touch different elements: each buffer written inside has a dimension in which
-        all its accesses have the same index, which moves with this axis and with no axis bound inside."""
+        """Different iterations touch different elements."""
         lanes = prod(self.lanes.values())
         if not self.lockstep or not isinstance(s.extent, int) or s.extent * lanes > MAX_LANES or s.extent < 2:
             return False
         if in_order(s.body):
             return False
-        bound = {c.axis for c in walk(s.body) if isinstance(c, Loop)}
-        if any(isinstance(c, Loop) and not isinstance(c.extent, int) for c in walk(s.body)) or s.axis in bound:
-            return False
+        loops = [c for c in walk(s.body) if isinstance(c, Loop)]
+        inner: dict[str, tuple[int, int]] = {}
+        for c in loops:
+            if not isinstance(c.extent, int) or c.axis == s.axis:
+                return False
+            inner[c.axis] = (0, max(c.extent - 1, inner.get(c.axis, (0, 0))[1]))
         if any(self.buffers[b].size * self.copies[b] * s.extent > MAX_PRIVATE for b in private):
             return False
         shared = written(s.body) - set(private)
@@ -295,15 +298,7 @@ class Evaluator:
                     if v.buffer in shared:
                         seen[v.buffer].append(v.index)
         return all(
-            any(
-                isinstance(i, Affine)
-                and i.coef(s.axis)
-                and not i.axes & bound
-                and all(other[d] == i for other in accesses)
-                and self.buffers[b].step[d]
-                for d, i in enumerate(accesses[0])
-            )
-            and _no_overlap(self.buffers[b])
+            _no_overlap(self.buffers[b]) and not may_meet(s.axis, s.extent, accesses, (), inner, self.buffers[b].step)
             for b, accesses in seen.items()
         )
 

@@ -18,6 +18,7 @@ from . import concurrent
 from .bounds import Range, highest, interval, may_meet, tighten, within
 from .concurrent import Arrive, Await, Copy, Role, Roles
 from .flight import broken_rule
+from .fragments import mma_rule
 from .kernel import (
     Affine,
     Apply,
@@ -381,7 +382,8 @@ def check_tile(v: _Verifier, tile: Tile) -> None:
     """The body must be what the emitter will make of the name."""
     if isinstance(tile, Role | Roles):
         return
-    check = TILES.get(tile.name) or {"wgmma": lambda t: wgmma_rule(t, v.buffers)}.get(tile.name)
+    products = {"mma": lambda t: mma_rule(t, v.buffers), "wgmma": lambda t: wgmma_rule(t, v.buffers)}
+    check = {**TILES, **products}.get(tile.name)
     if check is None:
         raise v.fail(f"no tile {tile.name!r}")
     reason = check(tile)

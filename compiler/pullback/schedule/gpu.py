@@ -14,6 +14,7 @@ from ..kernel.kernel import Kernel
 from .gpu_contract import schedule_contraction
 from .gpu_limits import GPU, GpuLimits
 from .gpu_map import schedule_map
+from .gpu_mma import schedule_mma
 from .gpu_rows import schedule_rows
 from .gpu_wgmma import schedule_wgmma
 
@@ -30,4 +31,4 @@ def schedule_gpu(
     return schedule_map(kernel, target, fixed, limits)
 
 
-_OWN = {"contraction": (schedule_wgmma, schedule_contraction), "rows": (schedule_rows,)}
+_OWN = {"contraction": (schedule_wgmma, schedule_mma, schedule_contraction), "rows": (schedule_rows,)}

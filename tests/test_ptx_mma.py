@@ -1,0 +1,239 @@
+"""Contractions on tensor cores: tiles of `mma.sync` from stages of shared memory; the emulator and the assembler.
+
+The machine adds the products of one instruction in its own order.  The emulator adds them in the order of k, as the
+evaluator does; nevertheless what is asked here is what holds on a GPU: TOLERANCE of the sum of their magnitudes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import schedule_nests as nests
+from emulated import ORDERS, load, run_kernel
+from simt import native
+from simt.emulator import EmulationError
+from simt.ptx import assemble, ptxas
+
+from pullback.codegen.numpy_math import numpy_functions
+from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, shared_bytes, symbol, translate
+from pullback.errors import ScheduleError, VerifyError
+from pullback.graph.types import DType, bf16, f16, f32, f64
+from pullback.kernel.evaluate import evaluate
+from pullback.kernel.kernel import Barrier, Kernel, Store, Wait, apply, map_stmts, stores, walk
+from pullback.kernel.text import parse_kernel, print_kernel
+from pullback.kernel.verify import verify
+from pullback.schedule import schedule
+from pullback.schedule.gpu_mma import TILES, WarpTile, schedule_mma
+
+SM80 = gpu_target("sm_80")
+TOLERANCE = 2.0**-17
+"""Of the sum of |a b|: a sum of n terms in f32 with a few bits less is off by some 2^-22 for each power of two in n."""
+SMALL = WarpTile(32, 32, 2, 2, 3)
+needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")
+
+
+def rounded(kernel: Kernel) -> Kernel:
+    """The nest that asks for tf32."""
+
+    def one(s):
+        if not isinstance(s, Store) or getattr(s.value, "fn", "") != "fma":
+            return (s,)
+        a, b, c = s.value.args
+        return (replace(s, value=apply("fma", apply("tf32", a), apply("tf32", b), c)),)
+
+    return replace(kernel, body=map_stmts(kernel.body, one))
+
+
+def linear(m: int, n: int, k: int, form: str, epilogue: str, prologue: str, dtype: DType) -> Kernel:
+    kernel = nests.linear(m, n, k, form, epilogue, prologue, dtype)
+    return rounded(kernel) if dtype == f32 else kernel
+
+
+STAGED_CAST = """
+kernel layer(x: f32[50,40], w: f32[36,40], b: f32[36]) -> y: bf16[50,36]
+  acc: f32[] register
+  parallel i < 50
+    parallel j < 36
+      acc = 0.0
+      reduce k < 40
+        acc = fma_ftz(cast:f32(cast:bf16(x[i, k])), cast:f32(cast:bf16(w[j, k])), acc)
+      y[i, j] = cast:bf16(maximum(acc + b[j], 0.0))
+"""
+CASES = {
+    f"{form} {dtype} {m}x{n}x{k} {epilogue} {prologue}": (
+        lambda form=form, dtype=dtype, m=m, n=n, k=k, e=epilogue, p=prologue: linear(m, n, k, form, e, p, dtype)
+    )
+    for form in ("NN", "NT", "TN", "TT")
+    for dtype in (bf16, f16, f32)
+    for m, n, k, epilogue, prologue in (
+        (32, 64, 96, "bias", "plain"),
+        (37, 45, 50, "gelu", "b" if form == "NT" else "a"),
+    )
+}
+CASES |= {
+    "cast when staged": lambda: parse_kernel(STAGED_CAST),
+    "batched": lambda: rounded(nests.batched(2, 2, 35, 40, 20)),
+    "convolution": lambda: rounded(nests.convolution(2, 4, 5, 24, 40)),
+    "one stretch": lambda: linear(8, 8, 8, "NN", "plain", "plain", bf16),
+}
+
+
+def tiled(kernel: Kernel, tile: WarpTile | None = None) -> Kernel:
+    after = schedule_mma(kernel, SM80, tile=tile)
+    verify(after, SM80)
+    return after
+
+
+def near(kernel: Kernel, got: dict[str, np.ndarray], wanted: dict[str, np.ndarray], arrays) -> None:
+    """Outputs within the tolerance: of what the sums would be if all products were positive."""
+    sums = evaluate(kernel, {n: np.abs(x) for n, x in arrays.items()})
+    for name, x in wanted.items():
+        room = TOLERANCE * np.abs(sums[name]).max() + (2.0**-8 if kernel.buffers[name].dtype == bf16 else 0) * np.abs(x)
+        assert (np.abs(got[name].reshape(x.shape) - x) <= room).all(), (
+            name,
+            np.abs(got[name].reshape(x.shape) - x).max(),
+        )
+
+
+@needs_emulator
+def test_every_layout_type_edge_and_fusion():
+    kernels = {f"k{i}": (k := make(), tiled(k, SMALL)) for i, make in enumerate(CASES.values())}
+    loaded = load({key: after for key, (_, after) in kernels.items()}, SM80)
+    for (key, (before, after)), name in zip(kernels.items(), CASES, strict=True):
+        arrays = nests.arrays_for(before)
+        wanted = evaluate(before, arrays, functions=numpy_functions())
+        for order in ORDERS:
+            got, status = run_kernel(loaded, key, after, SM80, arrays, order)
+            assert not any(status), name
+            near(before, got, wanted, arrays)
+        text = emit_kernel(key, after, SM80)
+        dtype = next(b.dtype for b in after.locals if b.name == "xs")
+        assert f"mma.m16n8{'k8.row.col.tf32' if dtype == f32 else 'k16'}" in text, name
+        assert ("ldmatrix" in text) == (not name.startswith("TN f32")), (
+            name
+        )  # else k is what lies contiguous, or 16 bits
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", ["NT bf16 37x45x50 gelu b", "TN f32 32x64x96 bias plain"])
+def test_the_body_of_a_tile_is_its_meaning(name):
+    """The evaluator runs the loops over lanes: the very sums of the nest as it was."""
+    before = CASES[name]()
+    after, arrays = tiled(before, SMALL), nests.arrays_for(before)
+    wanted = evaluate(before, arrays)
+    for key, x in evaluate(after, arrays).items():
+        assert np.array_equal(x, wanted[key])
+    assert parse_kernel(print_kernel(after)) == after
+
+
+@needs_emulator
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_tiles(tile):
+    before = linear(tile.rows + 8, tile.columns, 80, "NT", "plain", "plain", bf16)
+    after, arrays = tiled(before, tile), nests.arrays_for(before)
+    loaded = load({"t": after}, SM80)
+    got, _ = run_kernel(loaded, "t", after, SM80, arrays, "random:5")
+    near(before, got, evaluate(before, arrays), arrays)
+
+
+def test_what_is_chosen():
+    big = tiled(linear(4096, 4096, 4096, "NN", "plain", "plain", bf16))
+    assert launch_shape(big) == (1024, 256) and shared_bytes(big) > 48 << 10
+    assert big.buffers["xs"].shape == (4, 128, 32) and big.buffers["ws"].shape == (4, 32, 128)
+    assert {s.buffer for s in stores(big.body) if s.asynchronous} == {"xs", "ws"}
+    assert launch_shape(tiled(linear(256, 256, 256, "NN", "plain", "plain", bf16)))[0] >= 32
+    for kernel, reason in (
+        (nests.linear(64, 64, 64), "no exact products in f32"),
+        (nests.linear(64, 64, 64, dtype=f64), "no product for tensor cores"),
+        (linear(64, 4, 64, "NN", "plain", "plain", bf16), "too small"),
+    ):
+        with pytest.raises(ScheduleError, match=reason):
+            tiled(kernel)
+    assert "tile mma" not in print_kernel(schedule(nests.linear(64, 64, 64), SM80))
+    assert "tile mma" in print_kernel(schedule(linear(64, 64, 64, "NT", "gelu", "plain", f32), SM80))
+
+
+# ---- planted bugs -------------------------------------------------------------------------------------------
+@needs_emulator
+@pytest.mark.parametrize("bug", ["no wait", "one group too few", "no barrier"])
+def test_planted_bugs(bug):
+    before = linear(32, 32, 192, "NN", "plain", "plain", bf16)
+
+    def plant(s):
+        if bug == "no barrier":
+            return () if isinstance(s, Barrier) else (s,)
+        if not isinstance(s, Wait):
+            return (s,)
+        return () if bug == "no wait" else (Wait(s.pending + 1),)
+
+    after = tiled(before, SMALL)
+    torn = replace(after, body=map_stmts(after.body, plant))
+    loaded = load({"torn": torn}, SM80)
+    for order in ORDERS:
+        with pytest.raises(EmulationError) as e:
+            run_kernel(loaded, "torn", torn, SM80, nests.arrays_for(before), order)
+        assert e.value.kind in (("race", "uninitialised") if bug == "no barrier" else ("async",))
+
+
+REFUSED = {
+    "expected loops over lanes": ("lane g < 8", "unroll g < 8"),
+    r"expected sums at": ("n*8", "n*4"),
+    "expected factors that move": ("kk*16 + q]", "kk*16]"),
+    "k goes over 16": ("reduce q < 16", "reduce q < 8"),
+    "lie in shared memory": ("xs: bf16[3,32,32] strides(1280,40,1) shared", "xs: bf16[3,32,32] local"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_no_tile(reason):
+    good, bad = REFUSED[reason]
+    text = print_kernel(tiled(linear(32, 32, 32, "NN", "plain", "plain", bf16), SMALL))
+    assert good in text
+    torn = text.replace(good, bad)
+    if "local" in bad:
+        torn = torn.replace("async xs", "xs")
+    with pytest.raises(VerifyError, match=reason):
+        verify(parse_kernel(torn), SM80)
+
+
+# ---- the assembler ------------------------------------------------------------------------------------------
+NAMED = {
+    "square": (lambda: linear(4096, 4096, 4096, "NN", "plain", "plain", bf16), TILES[0], 128),
+    "square_nt": (lambda: linear(4096, 4096, 4096, "NT", "plain", "plain", bf16), TILES[0], 128),
+    "square_tn": (lambda: linear(4096, 4096, 4096, "TN", "plain", "plain", bf16), TILES[0], 128),
+    "square_f16": (lambda: linear(4096, 4096, 4096, "NT", "plain", "plain", f16), TILES[0], 128),
+    "square_tf32": (lambda: linear(4096, 4096, 4096, "NN", "plain", "plain", f32), TILES[0], 128),
+    "square_tf32_tn": (lambda: linear(4096, 4096, 4096, "TN", "plain", "plain", f32), TILES[0], 128),
+    "odd_gelu": (lambda: linear(1003, 517, 333, "NT", "gelu", "plain", bf16), TILES[0], 255),
+    "staged": (lambda: linear(1024, 1024, 512, "NT", "bias", "both", bf16), TILES[0], 255),
+    "layer": (lambda: linear(512, 1024, 768, "NT", "gelu", "plain", bf16), None, 128),
+}
+"""name -> (kernel, tile, the most registers that a thread may take); none may spill."""
+
+
+@needs_ptxas
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90", "sm_90a", "sm_120"])
+def test_registers_and_spills(gpu):
+    target = gpu_target(gpu)
+    names = NAMED if gpu == "sm_90" else ("square", "square_tf32", "layer")
+    kernels = {key: schedule_mma(NAMED[key][0](), target, tile=NAMED[key][1]) for key in names}
+    text = translate(module([emit_kernel(key, k, target) for key, k in kernels.items()], target), target)
+    for name, found in assemble(text, gpu).items():
+        key = next(key for key in names if name == symbol(key, target))
+        print(
+            f"{name}: {found.registers} registers, {shared_bytes(kernels[key]) or found.shared} bytes of shared memory"
+        )
+        assert found.spill_stores == found.spill_loads == found.stack == 0 and found.registers <= NAMED[key][2], name
+
+
+def test_instructions_of_a_stretch():
+    """128 x 128 x 32 by eight warps: 32 products and 12 reads of fragments each, 4 copies of 16 bytes a thread."""
+    text = emit_kernel("square", tiled(NAMED["square"][0](), TILES[0]), SM80)
+    steps = sum(isinstance(s, Wait) for s in walk(tiled(NAMED["square"][0](), TILES[0]).body)) - 1
+    assert steps == 4
+    assert text.count("@llvm.nvvm.mma.m16n8k16.row.col.bf16(") == 32 * steps
+    assert text.count("@llvm.nvvm.ldmatrix.") == 12 * steps
+    assert text.count("@llvm.nvvm.cp.async.cg.shared.global.16(") == 4 * (steps + 3)
