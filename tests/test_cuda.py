@@ -6,10 +6,13 @@ The same steps, state, files and errors as on the processor, bit for bit.
 from __future__ import annotations
 
 import gc
+import json
 import os
+import random
 import re
 import shutil
 import threading
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,8 @@ import pullback_runtime as rt
 from pullback.dsl.trace import parse_dims, trace_functions, trace_script
 from pullback_runtime import cuda_driver, cuda_graph
 from pullback_runtime.command import main as command
+from pullback_runtime.format import SECTION, parse_manifest
+from pullback_runtime.sections import read_section
 from pullback_runtime.training import fit
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
@@ -371,6 +376,30 @@ def test_artifacts_of_the_other_kind(folder, word, tmp_path):
     with alone.on() as double:
         assert "the code for sm_80 is damaged" in refused(damaged)
         assert not double.retained
+
+
+def test_damaged_steps(folder):
+    """Any value of what the manifest says of a GPU replaced by another one: refused, or as good as before."""
+    made = loops(folder / "loops.so")
+    _, data = read_section(made.path, SECTION)
+    rng, refused = random.Random(0), 0
+    for _ in range(300):
+        raw = json.loads(data)
+        spot = raw["gpus"][0][rng.choice(["steps", "steps", "kernels", "launches", "commits"])]
+        while isinstance(spot, dict | list) and spot:
+            key = rng.choice(list(spot) if isinstance(spot, dict) else range(len(spot)))
+            holder, spot = spot, spot[key]
+        holder[key] = rng.choice([-1, 10**6, None, "x", [], {}, True, 1.5])
+        try:
+            manifest = parse_manifest(json.dumps(raw).encode())
+            cuda_graph.check_steps(manifest.gpus[0], manifest, "loops.so")
+        except rt.ArtifactError as e:
+            assert "the manifest is damaged" in str(e)
+            refused += 1
+            continue
+        for _ in islice(cuda_graph.levels(manifest.gpus[0], 0), 100):
+            pass
+    assert refused > 100
 
 
 def test_wrong_arguments_of_load(word):

@@ -18,10 +18,11 @@ import numpy as np
 
 from .arrays import is_on_gpu, numpy_dtype
 from .cuda_arrays import DeviceArray, Foreign, foreign
-from .cuda_context import Context, size_of
+from .cuda_context import Context
 from .cuda_driver import Device, choose
+from .cuda_graph import check_steps
 from .errors import ArgumentError, ArtifactError, StateError
-from .format import CONSTANTS_SECTION, PTX_SECTION, Array, Manifest, StateEntry
+from .format import CONSTANTS_SECTION, PTX_SECTION, Array, Manifest, StateEntry, array_size
 from .format import Function as Entry
 from .function import Binding
 from .program import INIT, Program
@@ -43,6 +44,7 @@ class CudaProgram(Program):
         self.device = f"cuda:{device}"
         try:
             self.gpu = choose(self.manifest.gpus, gpu_device, self.path)
+            check_steps(self.gpu, self.manifest, self.path)
             text = self._section(PTX_SECTION + self.gpu.name)
             try:
                 text = zlib.decompress(text)
@@ -197,8 +199,8 @@ class CudaBinding(Binding):
         if isinstance(array, np.ndarray):
             return super().pad(array, argument)
         with self.context.use() as c:
-            block = c.allocate(size_of(argument))
-            row, done, end = array.nbytes // array.shape[0], array.nbytes, size_of(argument)
+            block = c.allocate(array_size(argument))
+            row, done, end = array.nbytes // array.shape[0], array.nbytes, array_size(argument)
             c.copy(block.address, array.address, done)
             last = done - row
             while done < end:  # twice as many rows each time

@@ -18,14 +18,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from .cuda_driver import NOT_READY, OUT_OF_MEMORY, Device, Kernels
 from .cuda_graph import FIRST_ARGUMENT, Graph, locate
 from .errors import DeviceError, DeviceMemoryError
-from .format import ITEM_SIZE, Array, Gpu, Manifest
+from .format import Gpu, Manifest, array_size
 from .function import failure
 
 _ALIGN = 256
@@ -33,10 +32,6 @@ _STATUS = 64
 _SLOTS = 2
 _LARGE = 64 << 10
 """Bytes of a result from which changing the addresses in the graph's nodes costs less than a copy."""
-
-
-def size_of(a: Array) -> int:
-    return prod(a.shape) * ITEM_SIZE[a.dtype]
 
 
 def _up(n: int) -> int:
@@ -64,9 +59,9 @@ class Layout:
         parameters = max((len(c) - 2 for f in gpu.steps for s in f for c in _calls(s)), default=0)
         arena = status + _up(_STATUS + 32 * max(parameters, 1))
         input_start = arena + _up(gpu.arena)
-        places = [_places([size_of(a) for a in f.arguments], input_start) for f in manifest.functions]
+        places = [_places([array_size(a) for a in f.arguments], input_start) for f in manifest.functions]
         result_start = max((end for _, end in places), default=input_start)
-        ends = [_places([size_of(a) for a in f.results], result_start) for f in manifest.functions]
+        ends = [_places([array_size(a) for a in f.results], result_start) for f in manifest.functions]
         end = max((end for _, end in ends), default=result_start)
         inputs, results = (tuple(p for p, _ in x) for x in (places, ends))
         return cls(constants, status, status + _STATUS, arena, inputs, results, input_start, result_start, end)
@@ -310,9 +305,9 @@ class Context:
     def place(self, number: int, on_device: bool) -> list[Block]:
         """Memory for a step's results that stay on the device; large ones are written there at once."""
         graph, function, places = self.graph(number), self.manifest.functions[number], self.layout.results[number]
-        blocks = [self.allocate(size_of(a)) for a in function.results] if on_device else []
+        blocks = [self.allocate(array_size(a)) for a in function.results] if on_device else []
         for i, (a, place) in enumerate(zip(function.results, places, strict=True)):
-            there = on_device and size_of(a) >= _LARGE
+            there = on_device and array_size(a) >= _LARGE
             base = FIRST_ARGUMENT + len(function.arguments) + i
             graph.move(base, blocks[i].address if there else self.memory + place)
         return blocks
@@ -322,12 +317,12 @@ class Context:
         for a, b, place in zip(
             self.manifest.functions[number].results, blocks, self.layout.results[number], strict=True
         ):
-            if size_of(a) < _LARGE:
-                self.copy(b.address, self.memory + place, size_of(a))
+            if array_size(a) < _LARGE:
+                self.copy(b.address, self.memory + place, array_size(a))
 
     def fetch(self, number: int) -> list[np.ndarray]:
         """The results of a step, as bytes on the host (until the next step), when it and all before it are done."""
-        sizes, start = [size_of(a) for a in self.manifest.functions[number].results], self.layout.result_start
+        sizes, start = [array_size(a) for a in self.manifest.functions[number].results], self.layout.result_start
         spans = [(p - start, p - start + n) for p, n in zip(self.layout.results[number], sizes, strict=True)]
         if spans and spans[-1][1]:
             self.driver("cuMemcpyDtoHAsync", self.results.ctypes.data, self.memory + start, spans[-1][1], self.stream)

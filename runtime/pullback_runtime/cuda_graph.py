@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cuda_driver import Driver, Kernels
-from .errors import DeviceError
-from .format import Gpu, GpuKernel
+from .errors import ArtifactError, DeviceError
+from .format import Gpu, GpuKernel, Manifest, array_size
 
 FIRST_ARGUMENT = 3
 """Bases before are the arena, the state and the constants."""
@@ -97,6 +97,54 @@ def _unrolled(step: list, first: int, committed: int, counters: tuple[int, ...])
             at += _calls(inner)
 
 
+# ---- damaged files ------------------------------------------------------------------------------------------
+def check_steps(gpu: Gpu, manifest: Manifest, path: str) -> None:
+    """Refuse steps that no plan could have: what they refer to must exist."""
+    try:
+        for f, steps, launches in zip(manifest.functions, gpu.steps, gpu.launches, strict=True):
+            sizes = [gpu.arena, manifest.state_bytes, None, *map(array_size, (*f.arguments, *f.results))]
+            found = [count for s in steps for count in _step_calls(s, len(gpu.kernels), sizes, 0)]
+            if found != [len(calls) for calls in launches]:
+                raise ValueError(f"the launches of {f.name} are not those that it names")
+        if any(not 0 < k.threads <= 1024 for k in gpu.kernels):
+            raise ValueError("a kernel with another number of threads than a block can have")
+    except (TypeError, ValueError, IndexError, AttributeError) as e:
+        raise ArtifactError(f"{path}: the manifest is damaged (GPU {gpu.name}: {e})") from None
+
+
+def _step_calls(step: list, kernels: int, sizes: list, depth: int) -> Iterator[int]:
+    """How many calls each launch of a step has."""
+    kind, *rest = step
+    if kind == "repeat" and depth < 4:
+        count, reverse, *body = rest
+        if natural(count) > 1 << 40 or not isinstance(reverse, bool):
+            raise ValueError(f"a loop of {count!r}, {reverse!r}")
+        for s in body:
+            yield from _step_calls(s, kernels, sizes, depth + 1)
+        return
+    if kind != "launch":
+        raise ValueError(f"a step of kind {kind!r} in {depth} loops")
+    for kernel, blocks, *places in rest:
+        if not natural(kernel) < kernels or natural(blocks) >= 1 << 31:
+            raise ValueError(f"a call of kernel {kernel} with {blocks} blocks")
+        for base, offset, *strides in places:
+            size = sizes[natural(base)]
+            if (size is not None and natural(offset) > size) or len(strides) > depth or not all(map(_is_int, strides)):
+                raise ValueError(f"a parameter at {offset} of base {base}")
+    yield len(rest)
+
+
+def _is_int(x) -> bool:
+    return isinstance(x, int)
+
+
+def natural(x) -> int:
+    if not isinstance(x, int) or x < 0:
+        raise ValueError(f"expected a number >= 0, got {x!r}")
+    return x
+
+
+# ---- graphs -------------------------------------------------------------------------------------------------
 class Graph:
     """The executable graph of one function.
 

@@ -13,6 +13,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from math import prod
 
 from .errors import ArtifactError
 from .sections import read_section
@@ -332,6 +333,11 @@ def _gpu(g: dict, functions: int) -> Gpu:
     if not len(commits) == len(steps) == len(launches) == functions:
         raise ValueError(f"GPU {g['name']}: steps for another number of functions")
     return Gpu(_str(g["name"]), _str(g["ptx"]), _size(g["arena"]), kernels, commits, steps, launches)
+
+
+def array_size(a: Array) -> int:
+    """Its bytes."""
+    return prod(a.shape) * ITEM_SIZE[a.dtype]
 
 
 def _tensor_map(m: dict) -> TensorMap:
