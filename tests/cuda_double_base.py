@@ -244,6 +244,11 @@ class Base:
         self._current()
         return self._stack()[-1]
 
+    @driver_call
+    def cuCtxSynchronize(self) -> None:
+        self._current()
+        self._drain()
+
     # ---- memory --------------------------------------------------------------------------------------------
     @driver_call
     def cuMemGetInfo(self) -> tuple[int, int]:

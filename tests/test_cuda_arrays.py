@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,18 +108,20 @@ def test_libraries_may_write_to_what_a_step_has_read(program, driver, library, w
     driver.cuCtxPushCurrent(program.context.device.context)
     driver.cuStreamSynchronize(library.stream)
     assert [float(x) for x in losses] == [here.train(WORD, t) for t in targets]
-    out = np.zeros(1, np.float32)
-    read = losses.pop()
-    value, place = float(read), read.address
-    assert read.__dlpack__(stream=int(library.stream)) is not None
-    driver.cuMemcpyDtoDAsync(address, place, 4, library.stream)
-    program.context.spare.clear()
-    read._owner.__del__()  # the capsule still holds it; the library lets it go
-    assert program.train(program.put(WORD), program.put(TARGET)) is not None
-    program.synchronize()
-    driver.cuStreamSynchronize(library.stream)
-    driver.cuMemcpyDtoH(out.ctypes.data, address, 4)
-    assert out[0] == np.float32(value)
+    for stream in (int(library.stream), 1):  # the library reads a result on one of these
+        read, out = program.train(WORD, memory), np.zeros(1, np.float32)
+        value, place = float(read), read.address
+        array = dlpack.consume(read.__dlpack__(stream=stream))
+        driver.cuMemcpyDtoDAsync(address, place, 4, stream)
+        program.context.spare.clear()
+        del read, array
+        gc.collect()
+        assert program.context.spare
+        later = program.train(program.put(WORD), program.put(TARGET))
+        program.synchronize()
+        driver.cuStreamSynchronize(stream)
+        driver.cuMemcpyDtoH(out.ctypes.data, address, 4)
+        assert out[0] == np.float32(value) != float(later)
 
 
 def test_one_on_the_device_one_on_the_host(program, driver, library, word):

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import dlpack
 from .arrays import device_of, numpy_dtype
+from .cuda_context import DEFAULT_STREAM
 from .errors import ArgumentError, DeviceError
 from .format import ITEM_SIZE
 
@@ -25,10 +26,6 @@ _DTYPES = {
     "|b1": "bool",
 }  # fmt: skip
 _TYPESTR = {v: k for k, v in _DTYPES.items()} | {"bf16": "<V2"}
-
-
-DEFAULT_STREAM = 1
-"""The one that waits for all others and that all others wait for, but for those made otherwise (as ours)."""
 
 
 class DeviceArray:

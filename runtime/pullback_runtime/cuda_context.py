@@ -27,6 +27,9 @@ from .errors import DeviceError, DeviceMemoryError
 from .format import Gpu, Manifest, array_size
 from .function import failure
 
+DEFAULT_STREAM = 1
+"""The one that waits for all others and that all others wait for, but for those made otherwise (as ours)."""
+
 _ALIGN = 256
 _STATUS = 64
 _SLOTS = 2
@@ -157,7 +160,7 @@ class Context:
         """Page-locked host memory, zeroed."""
         address = int(self.driver("cuMemHostAlloc", max(size, 64), 0))
         self.pinned.append(address)
-        memory = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 64)).from_address(address))[: max(size, 0)]
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 64)).from_address(address))[:size]
         memory[...] = 0
         return memory
 
@@ -367,8 +370,10 @@ class Context:
         spare = self.spare.get(size)
         if spare:
             address, streams = spare.pop()
-            for s in streams:
-                self.wait_for(s)
+            if streams - {DEFAULT_STREAM}:  # they may be gone by now, so they cannot be named any more
+                self.driver("cuCtxSynchronize")
+            elif streams:
+                self.wait_for(DEFAULT_STREAM)
             return Block(self, address, size)
         code, address = self.driver.try_("cuMemAlloc", size)
         if code == OUT_OF_MEMORY:
