@@ -40,7 +40,9 @@ def test_text():
     assert content_key(kernel) == content_key(parse_kernel(TEXT.replace("full", "ready").replace("load", "bring")))
     keys = {content_key(parse_kernel(TEXT.replace("phase ko + -1", f"phase ko + {p}"))) for p in (-1, 0)}
     keys.add(content_key(parse_kernel(TEXT.replace("arrive empty[s]", "arrive empty[0]"))))
-    assert len(keys) == 3
+    keys.add(content_key(pairs := parse_kernel(instead("      roles\n", "      roles of 2 blocks\n"))))
+    assert len(keys) == 4 and parse_kernel(print_kernel(pairs)) == pairs
+    verify(pairs, SM90A)
     assert free_block(kernel) is None
 
 
@@ -147,6 +149,7 @@ RULES = {
     "belongs to the role": before("arrive full[s]", "acc[0, 0] = 0.0"),
     "is written by copies only": before("arrive empty[s]", "xs[s, 0, 0] = 0.0:bf16"),
     "roles are all that a block holds": before("roles", "barrier"),
+    "go in groups of 3": instead("roles", "roles of 3 blocks"),
     "of different names": instead("role multiply", "role load"),
     "expected operands that are loads": instead("= fma_ftz(", "= fma_ftz(0.5 * "),
     "expected acc = fma": instead("= fma_ftz(", "= 0.5 * fma_ftz("),

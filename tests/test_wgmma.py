@@ -31,7 +31,7 @@ from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
 from pullback.errors import ScheduleError, VerifyError
-from pullback.kernel.concurrent import Roles
+from pullback.kernel.concurrent import Roles, side_by_side
 from pullback.kernel.evaluate import evaluate, evaluate_plan
 from pullback.kernel.kernel import Kernel, walk
 from pullback.kernel.text import parse_kernel, print_kernel
@@ -83,6 +83,7 @@ CASES = {
     "many rounds": nest(64, 64, 64 * 13 + 8),
     "tile after tile": nest(192, 264, 256, "NN", value=GELU),
     "a batch, tile after tile": nest(64, 128, 128, batch=3),
+    "pairs, tile after tile": nest(128, 136, 256, "NN", value=GELU),
 }
 SHAPES = {
     "f16": Shape(64, 128, 64, 1),
@@ -90,6 +91,8 @@ SHAPES = {
     "many rounds": Shape(64, 64, 64, 4),
     "tile after tile": Shape(64, 64, 64, 2, (3, 1)),
     "a batch, tile after tile": Shape(64, 64, 64, 1, (1, 2)),
+    "rows by columns": Shape(64, 128, 64, 2),
+    "pairs, tile after tile": Shape(64, 64, 64, 2, (2, 1)),
 }
 
 
@@ -161,10 +164,10 @@ def test_maps():
             "dtype": "bf16",
             "shape": (3, 200, 136),
             "strides": (54400, 272, 2),
-            "box": (1, 64, 64),
+            "box": (1, 32, 64),
             "swizzle": 128,
         },
-    )
+    )  # each of two blocks brings a half
     assert [m["dtype"] for m in tensor_maps(schedule_wgmma(CASES["tf32"], SM90A))] == ["tf32", "tf32"]
     with pytest.raises(VerifyError, match="parameters that do not move"):
         emit_kernel("k", after, SM90A, looped=True)
@@ -238,6 +241,29 @@ def test_mistakes_in_the_machine_code_are_noticed(monkeypatch):
         with pytest.raises(EmulationError) as e:
             run(text.replace(old, new))
         assert e.value.kind in kinds, e.value
+
+
+@needs_emulator
+def test_mistakes_between_blocks_are_noticed():
+    kernel = CASES["pairs, tile after tile"]
+    after = schedule_wgmma(kernel, SM90A, shape=SHAPES["pairs, tile after tile"])
+    assert side_by_side(after) == ("ib", 2) and "roles of 2 blocks" in print_kernel(after)
+    arrays, text = arrays_for(kernel), module([emit_kernel("k", after, SM90A)], SM90A)
+    meet = "  call void @llvm.nvvm.barrier.cluster.arrive()\n  call void @llvm.nvvm.barrier.cluster.wait()\n"
+    apart = "  call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)\n"
+    arrives = next(line for line in text.splitlines() if "mapa" in line)
+    rank = next(line for line in text.splitlines() if " = and i32 %" in line and line.endswith(", 1"))
+    for old, new, kinds in (
+        (meet, apart, "invalid race uninitialised"),
+        (arrives, re.sub(r"i32 %v\d+\)", "i32 0)", arrives), "invalid deadlock race async"),  # all at the first
+        (rank, rank.removesuffix("1") + "0", "invalid deadlock race async uninitialised"),  # both bring the same half
+    ):
+        assert text.count(old) == 1, old
+        for order in ORDERS:
+            loaded = Emulator().load(text.replace(old, new))
+            with pytest.raises(EmulationError) as e:
+                run_kernel(loaded, "k", after, SM90A, arrays, order)
+            assert e.value.kind in kinds.split(), e.value
 
 
 # ---- the assembler ------------------------------------------------------------------------------------------

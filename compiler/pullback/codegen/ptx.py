@@ -23,7 +23,7 @@ from functools import cache
 from math import prod
 
 from ..errors import BuildError, VerifyError
-from ..kernel.concurrent import Copy, box
+from ..kernel.concurrent import Copy, box, side_by_side
 from ..kernel.content import free_block
 from ..kernel.kernel import Kernel, walk
 from ..kernel.plan import MAX_LOOPS, Call, Plan, Repeat, Step
@@ -208,6 +208,8 @@ def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) 
     parameters += [f'ptr byval([128 x i8]) align 64 "nvvm.grid_constant" %map{i}' for i in range(maps)]
     lines = ["entry:", *b.allocas, *_GUARD, *b.scopes[0].lines, "  ret void"]
     attributes = f'nounwind "nvvm.reqntid"="{emitter.threads},1,1"'
+    if (cluster := side_by_side(kernel)[1]) > 1:
+        attributes += f' "nvvm.cluster_dim"="{cluster},1,1"'
     body = "\n".join(lines)
     return f"{arrays}define ptx_kernel void @{name}({', '.join(parameters)}) {attributes} {{\n{body}\n}}\n"
 
@@ -311,6 +313,8 @@ _SAFE_NAMES = """fma sqrt floor ceil trunc roundeven fabs copysign smin smax umi
     nvvm.mbarrier.expect.tx.scope.cta.space.cta nvvm.mbarrier.try.wait.parity.scope.cta.space.cta
     nvvm.cp.async.bulk.tensor.g2s.tile.2d nvvm.cp.async.bulk.tensor.g2s.tile.3d nvvm.cp.async.bulk.tensor.g2s.tile.4d
     nvvm.cp.async.bulk.tensor.g2s.tile.5d nvvm.setmaxnreg.inc.sync.aligned.u32 nvvm.setmaxnreg.dec.sync.aligned.u32
+    nvvm.mapa.shared.cluster nvvm.barrier.cluster.arrive nvvm.barrier.cluster.arrive.relaxed
+    nvvm.barrier.cluster.wait nvvm.mbarrier.arrive.scope.cta.space.cluster
     nvvm.wgmma.fence.sync.aligned nvvm.wgmma.commit_group.sync.aligned
     nvvm.shfl.sync.idx.i32 nvvm.shfl.sync.idx.f32 nvvm.shfl.sync.down.i32 nvvm.shfl.sync.down.f32"""
 _SAFE = frozenset(_SAFE_NAMES.split())

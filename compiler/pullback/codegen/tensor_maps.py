@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..kernel.concurrent import Copy, box
+from ..kernel.concurrent import Copy, box, brought_once, side_by_side
 from ..kernel.kernel import Apply, Kernel, walk
 from ..kernel.products import LINE
 
@@ -40,15 +40,19 @@ def tensor_maps(kernel: Kernel) -> tuple[TensorMap, ...]:
 
 def tensor_map(kernel: Kernel, s: Copy) -> tuple[TensorMap, tuple[int, ...]]:
     """The map of one copy, and the parameter's dimensions that it has.  A box wider than a line is several of them."""
-    (_, fast), store, x = box(s)
+    chain, store, x = box(s)
+    fast = chain[1]
     source, size = kernel.buffers[x.buffer], kernel.buffers[x.buffer].dtype.size
-    extents = {t.axis: t.extent for t in box(s)[0]}
+    extents = {t.axis: t.extent for t in chain}
     sides = [next((n for a, n in extents.items() if i.coef(a)), 1) for i in x.index]
     bounds = dict(x.masks)
     shape = [min(bounds.get(i, n), n) for i, n in zip(x.index, source.shape, strict=True)]
     last = next(d for d, i in enumerate(x.index) if i.coef(fast.axis))
     order = [d for d, n in enumerate(source.shape) if d != last and (n > 1 or sides[d] > 1)] + [last]
     sides[last] = min(sides[last], LINE // size)
+    if brought_once(kernel, s):  # each block brings its part for all
+        rows = next(d for d, i in enumerate(x.index) if i.coef(chain[0].axis))
+        sides[rows] //= side_by_side(kernel)[1]
     tf32 = isinstance(store.value, Apply)
     return TensorMap(
         next(n for n, p in enumerate(kernel.params) if p.name == x.buffer),

@@ -171,6 +171,7 @@ class ThreadEmitter(Emitter):
         self.first_warp, self.warps = 0, max(1, self.threads // WARP)  # of the role at hand
         self.together = roles.has_roles(kernel)
         self.single = False  # a role of one thread
+        self.common: set[str] = set()  # tokens at which several blocks arrive
         self.spread = distribution(kernel)
         self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)

@@ -73,7 +73,12 @@ class Role(Tile):
 
 @dataclass(frozen=True, slots=True)
 class Roles(Tile):
-    """Roles (the body) that run at the same time."""
+    """Roles (the body) that run at the same time.
+
+    `blocks`: so many neighbours along the innermost block loop run side by side on the machine, and what a copy brings
+    to all of them alike is brought once.  That changes nothing of what they compute."""
+
+    blocks: int = 1
 
 
 Signal = Copy | Arrive | Await
@@ -87,7 +92,9 @@ def words(s: Stmt) -> str:
         return f"{type(s).__name__.lower()} {s.token}{index}{phase}"
     if isinstance(s, Role):
         return f"role {s.name} warps {s.warps}"
-    return "roles" if isinstance(s, Roles) else f"tile {s.name}"
+    if isinstance(s, Roles):
+        return "roles" if s.blocks == 1 else f"roles of {s.blocks} blocks"
+    return f"tile {s.name}"
 
 
 def signals(stmts: Iterable[Stmt]) -> list[Signal]:
@@ -114,6 +121,22 @@ def box(s: Copy) -> tuple[tuple[Loop, ...], Store, Load]:
     return tuple(chain), store, _source(store)
 
 
+def side_by_side(kernel: Kernel) -> tuple[str, int]:
+    """The innermost block axis, and how many blocks along it run side by side (1: each on its own)."""
+    for chain, stmts in kernel.ranges:
+        if chain and isinstance(stmts[0], Roles) and stmts[0].blocks > 1:
+            return chain[-1].axis, stmts[0].blocks
+    return "", 1
+
+
+def brought_once(kernel: Kernel, s: Copy) -> bool:
+    """Does a copy bring the same to all blocks that run side by side?"""
+    axis, blocks = side_by_side(kernel)
+    chain, store, x = box(s)
+    forms = [*s.index, *store.index, *x.index, *(m for m, _ in x.masks)]
+    return blocks > 1 and not any(i.coef(axis) for i in forms) and chain[0].extent % (8 * blocks) == 0
+
+
 def _source(s: Store) -> Expr:
     v = s.value
     return v.args[0] if isinstance(v, Apply) and v.fn == "tf32" else v
@@ -137,7 +160,11 @@ def broken_rule(kernel: Kernel) -> tuple[Stmt | None, str] | None:
         len(stmts) != 1 or not isinstance(stmts[0], Roles) for _, stmts in kernel.ranges
     ):
         return together[0], "roles are all that a block holds"
-    for s in together:
+    for s, (chain, _) in zip(together, kernel.ranges, strict=True):
+        if s.blocks > 1 and (
+            s.blocks not in (2, 4, 8) or len(together) > 1 or not chain or chain[-1].extent % s.blocks
+        ):
+            return s, f"the only, innermost block loop does not go in groups of {s.blocks}, which are 2, 4 or 8"
         if found := _roles(kernel, s):
             return found
         awaited = {t.token for t in signals(s.body) if isinstance(t, Await)}

@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 from ..graph.types import f32
 from .bounds import interval
-from .concurrent import Arrive, Await, Copy, Role
+from .concurrent import Arrive, Await, Copy, Role, words
 from .kernel import (
     Affine,
     Apply,
@@ -172,7 +172,7 @@ class _Writer:
 
     def words(self, s: Tile | Arrive | Await) -> str:
         if not isinstance(s, Copy | Arrive | Await):
-            return f"role {s.warps}" if isinstance(s, Role) else f"tile {s.name}"
+            return f"role {s.warps}" if isinstance(s, Role) else words(s)
         phase = self.affine(s.phase) if isinstance(s, Await) else ""
         return f"{type(s).__name__} {self.buffers[s.token]}[{self.index(s.index)}] {phase}"
 

@@ -443,7 +443,10 @@ def _block(rest: Iterator[_Line], line: _Line | None, outside: int) -> tuple[tup
 def _tile(p: Parser) -> Tile:
     """A tile of any kind, still without its body."""
     if p.take("roles"):
-        return Roles("roles", ())
+        blocks = p.integer() if p.take("of") else 1
+        if blocks > 1:
+            p.need("blocks")
+        return Roles("roles", (), blocks)
     if p.take("copy"):
         return Copy("copy", (), *_token(p))
     if p.take("role"):

@@ -55,6 +55,8 @@ STRIP = 32
 """Columns that a warp turns at a time."""
 TOGETHER = 16
 """Neighbouring blocks along the rows: those that run at the same time share operands in the second-level cache."""
+PAIR = 2
+"""Blocks below each other that run side by side: the columns' operand comes once for both."""
 HEAVY = 8
 """Cycles for an element of what is fused behind, above which its code is not repeated for each row."""
 LOADER = 4
@@ -189,7 +191,7 @@ def _grid(down: int, across: int, batch: int, s: Shape, blocks: int) -> tuple[in
         for q in range(1, min(across, blocks // p) + 1)
         if down % p == across % q == 0 and down // p * (across // q) * batch == rounds
     ]
-    return min(grids, key=lambda g: g[0] * s.rows + g[1] * s.columns) if rounds > 1 and grids else None
+    return min(grids, key=lambda g: (g[0] % PAIR, g[0] * s.rows + g[1] * s.columns)) if rounds > 1 and grids else None
 
 
 # ---- the kernel -----------------------------------------------------------------------------------------
@@ -208,7 +210,9 @@ class _Writer:
         self.acc = Buffer(c.acc, (s.rows, s.columns), f32, "register")
         self.warps = s.rows // 16
         rows, columns = -(-self.m // s.rows), -(-self.n // s.columns)
-        down, across = s.grid or (max(g for g in range(1, TOGETHER + 1) if rows % g == 0), columns)
+        groups = [g for g in range(1, TOGETHER + 1) if rows % g == 0]
+        down, across = s.grid or (max(groups, key=lambda g: (g % PAIR == 0, g)), columns)
+        self.pair = PAIR if down % PAIR == 0 else 1
         groups = [*outer, ("ig", rows // down), ("jg", columns // across)]
         groups = [(a, n) for a, n in groups if n > 1]
         self.blocks, self.turns = [("jb", across), ("ib", down)], groups  # across first: neighbours share columns
@@ -236,7 +240,9 @@ class _Writer:
         load = self.turned(self.steps(self.bring))
         multiply = (*self.clear(), *self.steps(lambda *at: self.multiply(step, *at)), *self.finish())
         multiply = self.turned(multiply)
-        body: tuple[Stmt, ...] = (Roles("roles", (Role("load", load, LOADER), Role("multiply", multiply, self.warps))),)
+        body: tuple[Stmt, ...] = (
+            Roles("roles", (Role("load", load, LOADER), Role("multiply", multiply, self.warps)), self.pair),
+        )
         body = _loops([(a, n, "block") for a, n in self.blocks], body)
         kept = [replace(b, shape=(4,)) for b in self.kernel.locals if b.name != self.c.acc]
         strip = Buffer(self.out, (self.warps, 16, STRIP), f32, "shared", (16 * (STRIP + 8), STRIP + 8, 1))
