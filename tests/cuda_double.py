@@ -87,6 +87,12 @@ class Double(Base):
         return self._new(owner=handle, function=name.decode(), shared=48 << 10)
 
     @driver_call
+    def cuFuncGetAttribute(self, attrib, hfunc) -> int:
+        require(attrib == self.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)
+        self._alive(hfunc, "function")
+        return self.local_bytes
+
+    @driver_call
     def cuFuncSetAttribute(self, hfunc, attrib, value) -> None:
         require(attrib == 8 and 0 <= value <= 227 << 10)
         self._alive(hfunc, "function").shared = value

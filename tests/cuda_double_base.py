@@ -111,6 +111,8 @@ class Base:
     CUdevice_attribute = IntEnum(
         "CUdevice_attribute",
         {
+            "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 16,
+            "CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR": 39,
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
         },
@@ -123,7 +125,10 @@ class Base:
     CUevent_flags = IntEnum("CUevent_flags", {"CU_EVENT_DISABLE_TIMING": 2})
     CUmemorytype = IntEnum("CUmemorytype", {"CU_MEMORYTYPE_HOST": 1, "CU_MEMORYTYPE_DEVICE": 2})
     CUpointer_attribute = IntEnum("CUpointer_attribute", {"CU_POINTER_ATTRIBUTE_MEMORY_TYPE": 2})
-    CUfunction_attribute = IntEnum("CUfunction_attribute", {"CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8})
+    CUfunction_attribute = IntEnum(
+        "CUfunction_attribute",
+        {"CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES": 3, "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": 8},
+    )
 
     def __init__(
         self,
@@ -141,6 +146,8 @@ class Base:
         self.calls: list[tuple[str, tuple]] = []
         self.failures: dict[str, CUresult] = {}
         """Functions that fail, and how: for tests."""
+        self.local_bytes = 0
+        """Local memory of each thread of every kernel."""
         self.initialised = False
         self.log = "ptxas application ptx input, line 1; fatal   : Parsing error near 'x': syntax error"
         self.arrays: dict[int, np.ndarray] = {}
@@ -216,7 +223,7 @@ class Base:
     @driver_call
     def cuDeviceGetAttribute(self, attrib, dev) -> int:
         self._alive(dev, "device")
-        return self.capability[attrib - self.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR]
+        return {16: 132, 39: 2048, 75: self.capability[0], 76: self.capability[1]}[attrib]
 
     @driver_call
     def cuDevicePrimaryCtxRetain(self, dev) -> Handle:

@@ -328,6 +328,9 @@ def test_too_little_memory(word):
         assert not double.retained and "cuMemAlloc" not in [name for name, _ in double.calls]
         with pytest.raises(MemoryError):
             rt.load(word.path, device="cuda")
+        double.memory, double.local_bytes = 1 << 30, 4096
+        assert re.search(rf"results, {4096 * 132 * 2048} for threads\), but cuda:0", refused(word.path))
+        assert not double.retained and not double.arrays
     with word.on() as double:
         program = rt.load(word.path, device="cuda")
         double.memory = program.device_bytes + 1024

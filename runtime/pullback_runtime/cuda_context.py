@@ -130,8 +130,9 @@ class Context:
         driver, api, layout = self.driver, self.driver.api, self.layout
         self.memory = self.stream = self.kernels = None
         self.pinned: list[int] = []
-        self._check_room()
+        self._check_room(0)
         self.kernels = Kernels(self.device, text, self.gpu, self.path)
+        self._check_room(self.kernels.local_bytes() * self.device.threads)
         self.memory = int(driver("cuMemAlloc", layout.end))
         self.stream = driver("cuStreamCreate", api.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.order = self._event()
@@ -148,12 +149,14 @@ class Context:
             driver("cuMemcpyHtoDAsync", self.memory + layout.constants, constants, len(constants), self.stream)
         driver("cuStreamSynchronize", self.stream)
 
-    def _check_room(self) -> None:
-        free, total = self.driver("cuMemGetInfo")
-        if self.layout.end > free:
+    def _check_room(self, local: int) -> None:
+        """`local`: what the threads of kernels have for themselves; the driver allocates it at their first launch."""
+        (free, total), needed = self.driver("cuMemGetInfo"), self.layout.end + local
+        if needed > free:
+            parts = self.layout.describe(self.manifest) + (f", {local} for threads" if local else "")
             raise DeviceMemoryError(
-                f"{self.path}: needs {self.layout.end} bytes of device memory ({self.layout.describe(self.manifest)}), "
-                f"but {self.device} has {free} free of {total}"
+                f"{self.path}: needs {needed} bytes of device memory ({parts}), but {self.device} has {free} free of "
+                f"{total}"
             )
 
     def _pin(self, size: int) -> np.ndarray:

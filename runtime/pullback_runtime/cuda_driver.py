@@ -89,7 +89,9 @@ def _first_line(e: BaseException) -> str:
 
 
 class Device:
-    """One GPU, by its number, with its primary context (which other libraries of this process share)."""
+    """One GPU, by its number, with its primary context (which other libraries of this process share).
+
+    `threads`: how many it can have at a time."""
 
     def __init__(self, number: int):
         self.driver, self.number = open_driver(), number
@@ -100,13 +102,16 @@ class Device:
         self.handle = self.driver("cuDeviceGet", number)
         self.name = _decoded(self.driver("cuDeviceGetName", 128, self.handle)).rstrip("\0")
         kinds = self.driver.api.CUdevice_attribute
-        self.capability = tuple(
+        major, minor, count, threads = (
             self.driver("cuDeviceGetAttribute", kind, self.handle)
             for kind in (
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+                kinds.CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
             )
         )
+        self.capability, self.threads = (major, minor), count * threads
         version = self.driver("cuDriverGetVersion")
         self.cuda = version // 1000, version % 1000 // 10
         self.context = self.driver("cuDevicePrimaryCtxRetain", self.handle)
@@ -195,6 +200,12 @@ class Kernels:
                 kind = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self.driver("cuFuncSetAttribute", found, kind, shared)
         return found
+
+    def local_bytes(self) -> int:
+        """The local memory of the kernel that has most: the driver keeps it for every thread that can run."""
+        kind = self.driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
+        functions = [self.function(k.symbol, k.shared) for k in self.gpu.kernels]
+        return max((self.driver("cuFuncGetAttribute", kind, f) for f in functions), default=0)
 
     def unload(self) -> None:
         self.driver.try_("cuModuleUnload", self.module)
