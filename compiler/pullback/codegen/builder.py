@@ -298,6 +298,13 @@ class Builder:
     def fptrunc(self, a: Value, elem: str) -> Value:
         return self._convert("fptrunc", a, elem)
 
+    def float_to_bf16(self, a: Value) -> Value:
+        """The 16 bits of the nearest bf16, for processors that have an instruction for it."""
+        t = ty("i16", a.ty.lanes)
+        narrow = t.text.replace("i16", "bfloat")
+        r = self.pure(t, f"fptrunc {a.ty.text} {a.ref} to {narrow}", a.depth)
+        return self.pure(t, f"bitcast {narrow} {r.ref} to {t.text}", a.depth)
+
     def fptosi(self, a: Value, elem: str) -> Value:
         """Towards zero; out of range (and NaN) some integer, as the processor gives it: never undefined."""
         r = self._convert("fptosi", a, elem)

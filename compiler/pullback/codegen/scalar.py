@@ -70,6 +70,8 @@ def rounded(b: Builder, v: Value, dtype: DType) -> Value:
     if dtype.name == "bf16":
         if v.ref in b.halves:
             return v
+        if b.target.is_gpu:
+            return from_memory(b, b.float_to_bf16(v), dtype)
         n = b.bitcast(v, "i32")
         n = b.and_(b.add(n, b.add(b.and_(b.lshr(n, 16), 1), 0x7FFF)), -65536)
         r = b.select(b.fcmp("uno", v, v), b.like(v, float("nan")), b.bitcast(n, "float"))
