@@ -24,7 +24,7 @@ from pullback.kernel.evaluate import evaluate
 from pullback.kernel.kernel import Barrier, Kernel, Store, Wait, apply, map_stmts, stores, walk
 from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
-from pullback.schedule import schedule
+from pullback.schedule import gpu_mma, schedule
 from pullback.schedule.gpu_mma import TILES, WarpTile, schedule_mma
 
 SM80 = gpu_target("sm_80")
@@ -130,6 +130,17 @@ def test_the_body_of_a_tile_is_its_meaning(name):
 
 
 @needs_emulator
+def test_a_wide_result(monkeypatch):
+    """Blocks in groups of rows."""
+    monkeypatch.setattr(gpu_mma, "WIDE", 1)
+    before = linear(16 * 32, 2 * 32, 40, "NN", "plain", "plain", bf16)
+    after, arrays = tiled(before, SMALL), nests.arrays_for(before)
+    assert len(after.ranges[0][0]) == 3
+    got, _ = run_kernel(load({"w": after}, SM80), "w", after, SM80, arrays)
+    near(before, got, evaluate(before, arrays), arrays)
+
+
+@needs_emulator
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_tiles(tile):
     before = linear(tile.rows + 8, tile.columns, 80, "NT", "plain", "plain", bf16)
@@ -144,6 +155,8 @@ def test_what_is_chosen():
     assert launch_shape(big) == (1024, 256) and shared_bytes(big) > 48 << 10
     assert big.buffers["xs"].shape == (4, 128, 32) and big.buffers["ws"].shape == (4, 32, 128)
     assert {s.buffer for s in stores(big.body) if s.asynchronous} == {"xs", "ws"}
+    wide = tiled(linear(8192, 8192, 64, "NN", "plain", "plain", bf16))
+    assert [s.axis for s in wide.ranges[0][0]] == ["ig", "jb", "ib"] and wide.ranges[0][0][2].extent == 8
     assert launch_shape(tiled(linear(256, 256, 256, "NN", "plain", "plain", bf16)))[0] >= 32
     for kernel, reason in (
         (nests.linear(64, 64, 64), "no exact products in f32"),

@@ -51,6 +51,11 @@ STAGE = 64
 ROOM = 16
 """Bytes between rows in shared memory."""
 
+GROUP = 8
+"""Tiles below each other that are computed together,"""
+WIDE = 32
+"""where there are more than so many side by side."""
+
 
 @dataclass(frozen=True, slots=True)
 class WarpTile:
@@ -161,10 +166,18 @@ class _Writer:
         self.operands = [self._operand(rows, "i", "xs", t.rows), self._operand(columns, "j", "ws", t.columns)]
         self.at = {"i": A("ib") * t.rows, "j": A("jb") * t.columns}  # where the block's tile begins
 
+    def _blocks(self) -> list[Loop]:
+        """Of a wide result, blocks that run together have few rows: the operands' tiles they share are fewer."""
+        t = self.t
+        down, across = -(-self.extents["i"] // t.rows), -(-self.extents["j"] // t.columns)
+        axes = [("ib", down), ("jb", across)]
+        if across > WIDE and down > GROUP and down % GROUP == 0:
+            self.at["i"] = A("ig") * (t.rows * GROUP) + self.at["i"]
+            axes = [("ig", down // GROUP), ("jb", across), ("ib", GROUP)]
+        return [Loop(axis, n, "parallel", (), "block") for axis, n in axes]
+
     def kernel(self) -> Kernel:
-        t, blocks = self.t, []
-        for axis, size in (("ib", t.rows), ("jb", t.columns)):
-            blocks.append(Loop(axis, -(-self.extents[axis[0]] // size), "parallel", (), "block"))
+        t, blocks = self.t, self._blocks()
         body: tuple[Stmt, ...] = self._stages()
         for s in reversed(self.reduce[:-1]):
             body = (replace(s, body=body),)
