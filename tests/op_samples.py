@@ -72,7 +72,7 @@ def _values(name: str, dtype: DType, shape: tuple[int, ...], rng: np.random.Gene
         return rng.random(shape) < 0.5
     if dtype.is_integer:
         low = -8 if dtype.kind == "i" else 0
-        low, high = (0, 6) if name in ("pow", "shl", "shr") else (low, 9)
+        low, high = (0, 6) if name in ("shl", "shr") else (max(low, -3), 6) if name == "pow" else (low, 9)
         return rng.integers(low, high, shape).astype(dtype.numpy)
     low, high = _RANGES.get(name, (0.3, 3.0) if name in _POSITIVE or name == "log1p" else (-2.5, 2.5))
     return dtype.round(rng.uniform(low, high, shape) + 0.01)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pullback.codegen.builder import I64, PTR, Builder, Value, ty
-from pullback.codegen.math import FUNCTIONS, ULP, emit, integer_power
+from pullback.codegen.math import FUNCTIONS, ULP, emit
 from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.target import cpu_target, host_level
 from pullback.kernel.scalars import SCALARS
@@ -166,7 +166,7 @@ def test_vector_and_scalar_and_every_processor_give_the_same_bits(dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_numpy_gives_the_same_bits(dtype):
     functions = numpy_functions()
-    assert set(functions) == FUNCTIONS
+    assert set(functions) == set(FUNCTIONS)
     for fn in sorted(FUNCTIONS):
         arrays = samples(fn, dtype, 1000)
         got, wanted = functions[fn](*arrays), run(fn, dtype, *arrays)
@@ -196,25 +196,3 @@ def test_huge_angles_are_nan():
     for fn in ("sin", "cos", "tan"):
         assert np.isnan(run(fn, "f32", x)).all()
         assert np.isnan(run(fn, "f64", x.astype(np.float64))).all()
-
-
-@pytest.mark.parametrize(("elem", "signed"), [("i32", True), ("i64", True), ("i8", True), ("i8", False)])
-def test_integer_power_wraps(elem, signed):
-    bits = int(elem[1:])
-    engine = compiled(
-        define("p", elem, 1, LEVELS[-1], 2, lambda b, a: integer_power(b, a[0], a[1], signed)), LEVELS[-1]
-    )
-    t = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
-    g = np.random.default_rng(0)
-    x = np.concatenate([g.integers(-9 if signed else 0, 10, 300), [0, 0, 1, 2, 3]]).astype(t)
-    n = np.concatenate([g.integers(-4 if signed else 0, 40, 300), [0, 3, 100, 31, bits - 1]]).astype(t)
-
-    def power(a: int, k: int) -> int:
-        if k < 0:
-            return {1: 1, -1: 1 if k % 2 == 0 else -1}.get(a, 0)
-        r = pow(a, k) & ((1 << bits) - 1)
-        return r - (1 << bits) if signed and r >> (bits - 1) else r
-
-    expected = np.array([power(a, k) for a, k in zip(x.tolist(), n.tolist(), strict=True)], t)
-    assert np.array_equal(call(engine, "p", 1, x, n), expected)
-    assert np.array_equal(SCALARS["pow"].evaluate(x, n), expected)

@@ -293,19 +293,22 @@ def _shift(right: bool):
 
 
 def _power(b: Builder, signed: bool, x: Value, n: Value) -> Value:
-    """By squaring; a negative exponent counts as 0."""
+    """By repeated squaring, wrapping; a negative exponent gives the integer part of the inverse, and 0 for 0."""
     x, n = b.together(x, n)
-    if signed:
-        n = b.like(n, max(n.const, 0)) if n.const is not None else b.smax(n, b.like(n, 0))
-    r = b.like(x, 1)
-    steps = n.const.bit_length() if n.const is not None else n.ty.bits
+    r, square = b.like(x, 1), x
+    steps = max(n.const, 0).bit_length() if n.const is not None else n.ty.bits - signed
     for i in range(steps):
         if n.const is not None:
-            r = b.mul(r, x) if n.const >> i & 1 else r
+            r = b.mul(r, square) if n.const >> i & 1 else r
         else:
-            r = b.select(b.icmp("ne", b.and_(n, 1 << i), 0), b.mul(r, x), r)
-        x = b.mul(x, x)
-    return r
+            r = b.select(b.icmp("ne", b.and_(n, 1 << i), 0), b.mul(r, square), r)
+        square = b.mul(square, square)
+    if not signed or (n.const is not None and n.const >= 0):
+        return r
+    zero, one = b.like(x, 0), b.like(x, 1)
+    of_minus_one = b.select(b.icmp("ne", b.and_(n, 1), 0), b.like(x, -1), one)
+    inverse = b.select(b.icmp("eq", x, 1), one, b.select(b.icmp("eq", x, -1), of_minus_one, zero))
+    return b.select(b.icmp("slt", n, 0), inverse, r)
 
 
 def _int_sign(b: Builder, signed: bool, x: Value) -> Value:
