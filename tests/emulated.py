@@ -30,7 +30,6 @@ from pullback.codegen.target import Target
 from pullback.config import Options
 from pullback.driver import Build
 from pullback.graph.program import Program
-from pullback.kernel.concurrent import side_by_side
 from pullback.kernel.content import with_blocks
 from pullback.kernel.evaluate import evaluate_plan
 from pullback.kernel.interpret import decode, encode, memory_type
@@ -64,8 +63,7 @@ def run_kernel(
     blocks, threads = launch_shape(kernel)
     if blocks:
         arguments = [*memory.values(), status, 0, *encoded_maps(kernel, list(memory.values()))]
-        cluster = side_by_side(kernel)[1]
-        loaded.launch(symbol(key, target), blocks, threads, arguments, shared_bytes(kernel), cluster)
+        loaded.launch(symbol(key, target), blocks, threads, arguments, shared_bytes(kernel))
     results = {p.name: decode(_view(memory[p.name], p), p.dtype).astype(p.dtype.numpy) for p in kernel.params}
     return {n: x for n, x in results.items() if n in kernel.outputs}, status.tolist()
 
@@ -151,8 +149,7 @@ class EmulatedPlan:
                 strides[MAX_LOOPS * i : MAX_LOOPS * i + len(a.strides)] = a.strides
             arguments += [self.counters, strides]
             name = loop_symbol(c.kernel, self.target)
-        cluster, arguments = side_by_side(kernel)[1], [*arguments, *maps]
-        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], arguments, shared_bytes(kernel), cluster)
+        self.loaded.launch(name, c.blocks, launch_shape(kernel)[1], [*arguments, *maps], shared_bytes(kernel))
 
 
 # ---- programs on both machines ------------------------------------------------------------------------------

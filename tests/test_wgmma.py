@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import replace
 
+import cuda_programs
 import emulated
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from simt.ptx import ptxas
 from test_ptx import bits
 
 import pullback as pb
+import pullback_runtime as rt
 from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.ptx import (
     emit_kernel,
@@ -201,6 +203,11 @@ def scanned(xs, w):
     return pb.scan(step, pb.zeros((72, 64), dtype=pb.bf16), xs)
 
 
+@pb.function(pb.f32[256, 128], pb.f32[128, 128])
+def matmul(x, w):
+    return pb.matmul(x, w)
+
+
 @needs_emulator
 def test_programs_and_loops():
     build = Build(trace_functions([linear, scanned], {}), Options(target="cpu,cuda", gpu="sm_90a"))
@@ -213,6 +220,18 @@ def test_programs_and_loops():
         wanted = evaluate_plan(cpu, f.name, None, arguments, functions=numpy_functions())
         for a, b in zip(device.call(f.name, arguments), wanted, strict=True):
             assert bits(a) == bits(b)
+
+
+@needs_emulator
+def test_programs_run_on_the_double_of_the_driver(tmp_path):
+    """Tensor maps, shared memory and pairs of blocks go through the artifact and the runtime."""
+    program = cuda_programs.built(trace_functions([matmul], {}), tmp_path / "m.so", gpu="sm_90a", precision="bf16")
+    g = np.random.default_rng(0)
+    x, w = (g.standard_normal(s).astype(np.float32) for s in ((256, 128), (128, 128)))
+    with program.on(capability=(9, 0)) as double:
+        there = rt.load(program.path, device="cuda")
+        assert bits(np.asarray(there.matmul(x, w))) == bits(np.asarray(rt.load(program.path).matmul(x, w)))
+        assert [name for name, _ in double.calls].count("cuTensorMapEncodeTiled") == 2
 
 
 # ---- mistakes -----------------------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class Kernel:
     params: tuple[str, ...]
     block: tuple[int, ...]
     """The threads that `nvvm.reqntid` asks for; () if it does not."""
+    cluster: tuple[int, ...]
+    """The blocks of a cluster, as `nvvm.cluster_dim` says; () if it does not."""
     mentions: frozenset[str]
     """Every global name in it and in what it calls: other arrays in shared memory are not its own."""
 
@@ -120,11 +122,15 @@ def _kernels(module: llvm.ModuleRef) -> dict[str, Kernel]:
     for line in re.findall(r"^define .*\bptx_kernel\b.*$", text, re.M):
         name = re.search(r"@([\w.$-]+)\(", line)[1]
         attributes = line + groups.get((re.findall(r"#\d+", line) or [""])[-1], "")
-        required = re.search(r'"nvvm\.reqntid"="([\d,]+)"', attributes)
-        block = tuple(int(n) for n in required[1].split(",")) if required else ()
+        block, cluster = (_dimensions(attributes, n) for n in ("reqntid", "cluster_dim"))
         params = tuple(str(a.type) for a in module.get_function(name).arguments)
-        out[name] = Kernel(name, params, block, mentions(name, frozenset()))
+        out[name] = Kernel(name, params, block, cluster, mentions(name, frozenset()))
     return out
+
+
+def _dimensions(attributes: str, name: str) -> tuple[int, ...]:
+    found = re.search(rf'"nvvm\.{name}"="([\d,]+)"', attributes)
+    return tuple(int(n) for n in found[1].split(",")) if found else ()
 
 
 class Emulator:
@@ -235,7 +241,9 @@ class Module:
         return self._engines[rank]
 
     # ---- a launch ----------------------------------------------------------------------------------------
-    def launch(self, name, grid, block, args=(), shared_bytes: int = 0, cluster=1, memory: Sequence[np.ndarray] = ()):
+    def launch(
+        self, name, grid, block, args=(), shared_bytes: int = 0, cluster=None, memory: Sequence[np.ndarray] = ()
+    ):
         """Run a kernel.  `args`: numpy arrays, numbers, `TensorMap`s; integers for raw addresses.
 
         `memory`: further arrays (of `device_array`) that the kernel may touch through addresses it finds in memory.
@@ -243,12 +251,15 @@ class Module:
         if name not in self.kernels:
             raise ValueError(f"the module has no kernel {name!r}, only {', '.join(self.kernels) or 'none'}")
         kernel = self.kernels[name]
+        cluster = cluster or kernel.cluster or 1
         grid, block, cluster = ((d, 1, 1) if isinstance(d, int) else (*d, 1, 1)[:3] for d in (grid, block, cluster))
         ranks, threads = math.prod(cluster), math.prod(block)
         if kernel.block and kernel.block != block[: len(kernel.block)]:
             raise ValueError(f"{name}: launched with blocks of {block} threads, compiled for {kernel.block}")
         if not 1 <= threads <= 1024 or ranks > native.MAX_RANKS or threads * ranks > native.MAX_THREADS:
             raise ValueError(f"{name}: blocks of {threads} threads in clusters of {ranks}")
+        if kernel.cluster and kernel.cluster != cluster[: len(kernel.cluster)]:
+            raise ValueError(f"{name}: launched with clusters of {cluster} blocks, compiled for {kernel.cluster}")
         if any(g < 1 or g % c for g, c in zip(grid, cluster)):
             raise ValueError(f"{name}: a grid of {grid} blocks in clusters of {cluster}")
         if len(args) != len(kernel.params):
