@@ -189,8 +189,8 @@ class Weights(nn.Module):
 
 
 # ---- training steps -------------------------------------------------------------------------------------------
-TINY_MLP = {"batch": 16, "dims": (784, 32, 32, 16)}
-TINY_MLPDEEP = {"batch": 16, "width": 32, "layers": 2}
+TINY_MLP = {"batch": 64, "dims": (784, 64, 64, 16)}
+TINY_MLPDEEP = {"batch": 64, "width": 64, "layers": 1}
 
 
 def steps() -> None:

@@ -43,6 +43,7 @@ OWNERS = {
     "schedule/steps.py": "shared",
     "codegen/ptx*": "GPU",
     "codegen/threads.py": "GPU",
+    "codegen/sass.py": "GPU",
     "codegen/copies.py": "GPU",
     "codegen/warp*": "GPU",
     "codegen/wgmma*": "GPU",
