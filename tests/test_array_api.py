@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+import pullback as pb
 from pullback.dsl import array as xp
 from pullback.dsl import random
 from pullback.dsl.promotion import dtype_of
@@ -594,3 +595,29 @@ def test_bernoulli_and_randint():
     assert b.dtype == np.bool_ and abs(b.mean() - 0.3) < 0.02
     n = draw(random.randint, low=-2, high=5)
     assert n.dtype == np.int32 and set(np.unique(n)) == set(range(-2, 5))
+
+
+STANDARD = """
+    abs acos acosh add asin asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_invert bitwise_or
+    bitwise_right_shift bitwise_xor ceil clip copysign cos cosh divide equal exp expm1 floor floor_divide greater
+    greater_equal hypot isfinite isinf isnan less less_equal log log1p log2 log10 logaddexp logical_and logical_not
+    logical_or logical_xor maximum minimum multiply negative nextafter not_equal positive pow reciprocal remainder round
+    sign signbit sin sinh square sqrt subtract tan tanh trunc
+    cumulative_prod cumulative_sum max mean min prod std sum var all any diff count_nonzero
+    argmax argmin searchsorted where argsort sort take take_along_axis matmul matrix_transpose tensordot vecdot
+    broadcast_arrays broadcast_to concat expand_dims flip moveaxis permute_dims repeat reshape roll squeeze stack tile
+    unstack arange asarray empty empty_like eye full full_like linspace meshgrid ones ones_like tril triu zeros zeros_like
+    astype can_cast finfo iinfo isdtype result_type e inf nan newaxis pi
+"""
+"""The array API standard 2024.12, but for complex numbers (conj, imag, real), results whose shape depends on data
+(nonzero, unique_*), what other libraries hand over while a program runs (from_dlpack), and devices."""
+
+
+def test_the_standards_functions_are_there():
+    assert [name for name in STANDARD.split() if not hasattr(pb, name)] == []
+
+
+def test_scalars_are_weak_and_arrays_are_not():
+    x = xp.ones(3)
+    assert (x * 2.5).dtype is f32 and (x * np.float64(2.5)).dtype is f32
+    assert (x * np.array([1.0, 2.0, 3.0])).dtype is f64 and (x * np.ones(3, np.float32)).dtype is f32
