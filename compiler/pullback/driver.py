@@ -47,6 +47,7 @@ from .lower.regions import Lowering
 from .lower.watch import watch
 from .passes.checkpoint import checkpoint
 from .passes.precision import precision
+from .passes.split_sums import split_sums
 from .schedule import schedule
 from .schedule.gpu_limits import GPU, GpuLimits
 
@@ -81,6 +82,8 @@ class Build:
     @cached_property
     def _passes(self) -> tuple[passes.Pass, ...]:
         chosen = (*passes.PASSES, *precision(self.options.precision))
+        if self.options.precision != "f32" and any(t.is_gpu for t in self.targets):
+            chosen = (*chosen, split_sums)
         return (*chosen, checkpoint) if self.options.recompute else chosen
 
     @cached_property

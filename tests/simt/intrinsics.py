@@ -307,8 +307,8 @@ INTRINSICS = _table()
 """By the name that follows `llvm.nvvm.`."""
 
 _ELEMENTS = {
-    "f16": ("half", 2), "f32": ("float", 4), "f64": ("double", 8), "i16": ("i16", 2), "i32": ("i32", 4),
-    "i64": ("i64", 8),
+    "f16": ("half", 2), "f32": ("float", 4), "f64": ("double", 8),
+    "i8": ("i8", 1), "i16": ("i16", 2), "i32": ("i32", 4), "i64": ("i64", 8),
 }  # fmt: skip
 _WGMMA = re.compile(r"wgmma\.m64n(\d+)k(8|16)\.f32\.(bf16|f16|tf32)((?:\.ta|\.tb|\.ra)*)$")
 _WGMMA_WAIT = re.compile(r"wgmma\.wait\.(\d+)\.f32x(\d+)$")

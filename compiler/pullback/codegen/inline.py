@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .threads import ThreadEmitter
 
 _CALLED = re.compile(r"@(pb\.[\w.]+)\(")
-_STORE = re.compile(r"pb\.store\.(?:v([24]))?(f16|f32|f64|i16|i32|i64)$")
+_STORE = re.compile(r"pb\.store\.(?:v([24]))?(f16|f32|f64|i8|i16|i32|i64)$")
 _ELEMENTS = {
     "f16": ("half", "h", "b16"),
     "f32": ("float", "f", "b32"),
     "f64": ("double", "d", "b64"),
+    "i8": ("i8", "h", "b8"),
     "i16": ("i16", "h", "b16"),
     "i32": ("i32", "r", "b32"),
     "i64": ("i64", "l", "b64"),
@@ -46,6 +47,9 @@ def _store(name: str, lanes: int, element: str, register: str, bits: str) -> str
     type = element if lanes == 1 else f"<{lanes} x {element}>"
     parts = ["%x"] if lanes == 1 else [f"%x{i}" for i in range(lanes)]
     taken = "".join(f"  {p} = extractelement {type} %x, i32 {i}\n" for i, p in enumerate(parts) if lanes > 1)
+    if element == "i8":  # there are no registers of 8 bits
+        taken += "".join(f"  %w{i} = zext i8 {p} to i16\n" for i, p in enumerate(parts))
+        element, parts = "i16", [f"%w{i}" for i in range(lanes)]
     values = ", ".join(f"${i + 2}" for i in range(lanes))
     what = f"{bits} [$0], {values}" if lanes == 1 else f"v{lanes}.{bits} [$0], {{{values}}}"
     body = f"{{ .reg .pred p; setp.ne.b32 p, $1, 0; @p st.global.{what}; }}"
@@ -84,7 +88,7 @@ def store(em: ThreadEmitter, s: Store) -> bool:
         return False
     value = scalar.to_memory(b, b.splat(em.evaluate(s.value), em.width), buffer.dtype)
     size = buffer.dtype.size
-    if mask is None and size * em.width <= 16 and em.alignment(buffer, s) == size * em.width:
+    if mask is None and em.width in (1, 2, 4) and size * em.width <= 16 and em.alignment(buffer, s) == size * em.width:
         _store_where(em, value, place, condition, s)
     else:
         for i, on in enumerate(em.lane_values(mask)):
