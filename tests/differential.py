@@ -55,7 +55,10 @@ class Failure:
     detail: str
 
 
-PRECISION = {"f64": (2e-16, 1e-10), "gradient": (2e-16, 1e-10), "f32": (6e-8, 5e-6), "half": (4e-3, 2e-2)}
+PRECISION = {
+    "f64": (2e-16, 1e-10), "gradient": (2e-16, 1e-10), "f32": (6e-8, 5e-6), "half": (4e-3, 2e-2),
+    "rounded": (4e-3, 1e-2),
+}  # fmt: skip
 """Kind -> the last bit of its numbers, and the tolerance where that bit does not lead far."""
 
 
@@ -71,7 +74,7 @@ def tolerance(case: Case, expected: Results) -> float:
         return (a * (1 + rng.choice((-2, 2), a.shape) * last)).astype(a.dtype) if a.dtype.kind == "f" else a
 
     error = distance(expected, by_graph(replace(case, arrays=tuple(map(nudged, case.arrays))), case.graph))
-    if case.kind in ("f32", "half"):
+    if case.kind in ("f32", "half", "rounded"):
         wide = in_f64(case)
         error = max(error, distance(expected, by_graph(wide, wide.graph)))
     return least + 100 * error
@@ -89,9 +92,7 @@ def distance(results: Results, others: Results) -> float:
 
 
 def in_f64(case: Case) -> Case:
-    graph = case.graph
-    for dtype in (f32, bf16, f16):
-        graph = retyped(graph, dtype, f64)
+    graph = retyped(case.graph, (f32, bf16, f16), f64)
     return replace(
         case, graph=graph, arrays=tuple(a.astype(x.dtype.numpy) for a, x in zip(case.arrays, graph.inputs, strict=True))
     )

@@ -51,7 +51,8 @@ class Setting:
     @staticmethod
     def of(seed: int) -> Setting:
         rng = random.Random(f"setting {seed // BATCH}")
-        level = rng.choice([v for v in LEVELS if v <= host_level()])
+        dot = ["native"] if cpu_target().has_bf16_dot else []  # the only one that multiplies in pairs
+        level = rng.choice([v for v in LEVELS if v <= host_level()] + dot)
         lowered = rng.random() < 0.8
         limits = Limits(
             block=rng.choice((8, 64, 300)),

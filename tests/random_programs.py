@@ -5,19 +5,21 @@ its results must agree:
 
 * exact: all types and ops, no sums of floats: bit for bit;
 * f64: sums of all kinds, to 1e-10; f32: the same graphs in f32, as good as f32 allows; half: in bf16 or f16;
+  rounded: in f32, with contractions of operands that are rounded to bf16 or tf32;
 * gradient: an f64 graph, its loss and the loss's gradient, which finite differences check.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from random_builder import LOC, SIZES, GraphBuilder, random_array
 from random_graphs import builder
 
+from pullback import passes
 from pullback.autodiff import pull
 from pullback.dsl import array as xp
 from pullback.dsl.tensor import Tensor
@@ -28,6 +30,7 @@ from pullback.graph.types import DType, TensorType, bf16, bool_, f16, f32, f64, 
 from pullback.ops import elementwise, leaf, movement
 from pullback.ops.op import Op
 from pullback.ops.scan import Scan
+from pullback.passes.precision import precision
 
 KINDS = ("exact", "f64", "exact", "f32", "gradient")
 WIDE = (1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 0)
@@ -92,9 +95,14 @@ def make_case(seed: int) -> Case:
         for x in inputs
     )
     if kind == "f32":
-        short = seed // len(KINDS) % 4 == 3
-        kind, dtype = ("half", rng.choice((bf16, f16))) if short else ("f32", f32)
-        graph = retyped(graph, f64, dtype)
+        part = seed // len(KINDS) % 4
+        kind, dtype = ("half", rng.choice((bf16, f16))) if part == 3 else ("f32", f32)
+        graph = retyped(graph, (f64,), dtype)
+        if part == 1:
+            kind, graph = (
+                "rounded",
+                passes.run(graph, [passes.settle, *precision(rng.choice(("bf16", "bf16", "tf32")))]),
+            )
         arrays = tuple(x.dtype.round(a) for a, x in zip(arrays, graph.inputs, strict=True))
     return Case(seed, kind, graph, tuple(f"s{i}" for i in range(len(reads))), tuple(writes), arrays)
 
@@ -128,16 +136,16 @@ def gradient(rng: random.Random, results: Sequence[Node], inputs: Sequence[Node]
         return [loss.node, *(found[x].node if x in found else make(leaf.Fill(0.0, f64, x.shape)) for x in wrt)]
 
 
-def retyped(graph: Graph, old: DType, new: DType) -> Graph:
-    """The graph with one dtype in place of another, everywhere."""
+def retyped(graph: Graph, old: Collection[DType], new: DType) -> Graph:
+    """The graph with one dtype in place of others, everywhere."""
 
     def op(o: Op) -> Op:
         changes: dict[str, object] = {}
-        if isinstance(o, leaf.Constant) and o.dtype is old:
+        if isinstance(o, leaf.Constant) and o.dtype in old:
             return leaf.Constant.of(o.evaluate().astype(new.numpy), new)
         if isinstance(o, Scan):
             changes["body"] = retyped(o.body, old, new)
-        changes |= {f.name: new for f in fields(o) if getattr(o, f.name) is old}
+        changes |= {f.name: new for f in fields(o) if isinstance(d := getattr(o, f.name), DType) and d in old}
         return replace(o, **changes) if changes else o
 
     inputs = {x: make(op(x.op), loc=LOC) for x in graph.inputs}

@@ -5,11 +5,18 @@ bf16 and tf32 are graphs whose casts are explicit, so the first tests say them b
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
+import numpy as np
 import pytest
 from random_graphs import traced
+from test_emit import HERE
 
-from pullback import passes
+import pullback as pb
+from pullback import driver, nn, optim, passes
 from pullback.dsl.tensor import emit
+from pullback.dsl.trace import trace_script
 from pullback.errors import BuildError
 from pullback.graph.content import equal
 from pullback.graph.graph import Graph, make
@@ -23,6 +30,7 @@ from pullback.ops.leaf import Input
 from pullback.ops.movement import Permute
 from pullback.passes.precision import precision
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 X, W = TensorType(f32, (4, 6)), TensorType(f32, (5, 6))
 
 
@@ -111,3 +119,80 @@ def nest(**fields) -> str:
 def test_nests():
     assert "acc0 = fma(tf32(x0[i0, k0]), tf32(x1[i1, k0]), acc0)" in nest(tf32=True)
     assert "acc0 = fma_ftz(cast:f32(x0[i0, k0]), cast:f32(x1[i1, k0]), acc0)" in nest(wide=True)
+
+
+# ---- what a step computes ---------------------------------------------------------------------------------
+WIDTH, BATCH, CLASSES = 96, 64, 10
+
+
+def trained(threads: int = 1, **options):
+    """A program that trains a small network: losses of steps, and the state that they leave."""
+    model = nn.Sequential(nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, CLASSES))
+    optimizer = optim.Adam(model, lr=1e-3)
+
+    @pb.function(pb.f32[BATCH, WIDTH], pb.i32[BATCH], training=True)
+    def train(x, y):
+        loss = nn.cross_entropy(model(x), y)
+        optimizer.minimize(loss)
+        return loss
+
+    return pb.build(train, threads=threads, cache=False, **options)
+
+
+def losses(program, steps: int) -> np.ndarray:
+    """New samples at each step, of classes that a linear map tells apart."""
+    rng = np.random.default_rng(0)
+    teacher = rng.standard_normal((WIDTH, CLASSES), dtype=np.float32)
+    out = []
+    for _ in range(steps):
+        x = rng.standard_normal((BATCH, WIDTH), dtype=np.float32)
+        out.append(program.train(x=x, y=(x @ teacher).argmax(-1).astype(np.int32)))
+    return np.array(out)
+
+
+def test_training_as_with_f32():
+    expected = losses(trained(), 300)
+    assert expected[-20:].mean() < 0.5 * expected[:20].mean()
+    for name in ("bf16", "tf32"):
+        got = losses(trained(precision=name), 300)
+        assert 0 < abs(got.mean() - expected.mean()) < 0.02 * expected.mean(), name
+        assert abs(got[-50:].mean() - expected[-50:].mean()) < 0.02 * expected[-50:].mean(), name
+
+
+@pytest.mark.parametrize("name", ["bf16", "tf32"])
+def test_the_same_bits_in_every_way(name):
+    """Threads, fusion, recomputation, instruction sets: with products in pairs and without."""
+    ways = [{}, {"threads": 2}, {"fusion": False}, {"recompute": False}, *({"cpu": level} for level in HERE[1:])]
+    results = [losses(trained(precision=name, **way), 4).tobytes() for way in ways]
+    assert set(results) == {results[0]}
+
+
+@pytest.mark.parametrize("name, error", [("bf16", 1e-2), ("tf32", 1e-3)])
+def test_gradients(name, error):
+    """Those of the f32 program, but for the rounding of operands."""
+
+    @pb.function(pb.f32[32, 70], pb.f32[50, 70], pb.f32[50, 9])
+    def gradients(x, w, v):
+        h = pb.tanh(x @ w.T)
+        return pb.grad(pb.sum(pb.sin(h @ v)), (x, w, v))
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.standard_normal((32, 70)),
+        "w": rng.standard_normal((50, 70)) / 8,
+        "v": rng.standard_normal((50, 9)) / 7,
+    }
+    arrays = {n: a.astype(np.float32) for n, a in arrays.items()}
+    exact, got = (pb.build(gradients, cache=False, precision=p).gradients(**arrays) for p in ("f32", name))
+    for a, b in zip(exact, got, strict=True):
+        assert a.dtype == b.dtype == np.float32
+        assert 0 < np.linalg.norm(a - b) < error * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("name", ["bf16", "tf32"])
+def test_digits_reach_the_accuracy_of_f32(name, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    main = runpy.run_path(str(EXAMPLES / "train_digits.py"))["main"]
+    program = trace_script(EXAMPLES / "digits.py", [], {"batch": 64})
+    driver.write(tmp_path / "digits.so", driver.compile_program(program, pb.Options(cache=False, precision=name)))
+    assert main(tmp_path / "digits.so") >= 0.97
