@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                       # mlp and mlpdeep, 2 threads, all systems that are installed
     python benchmarks/run.py mlp --threads 1 --systems pullback,jax --rounds 20 --picture bench.png
+    python benchmarks/run.py mlp --systems pullback --precision bf16
 
 Prints a table of medians, ratios to the best peer, compile time, peak memory and shares of the machine's measured
 limits.  Only ratios of one run mean anything: machines differ, and this one may be shared.
@@ -96,7 +97,7 @@ def compare(workload: str, systems: list[str], threads: int, rounds: int, steps:
     flops, bandwidth = machine_limits(threads)
     floor = workloads.matmul_flops(workload) / flops / 1e9 + workloads.state_bytes(workload) / bandwidth / 1e9
     best = min(
-        (statistics.median(w.times) for w in workers if w.system != "pullback"),
+        (statistics.median(w.times) for w in workers if not w.system.startswith("pullback")),
         default=statistics.median(workers[0].times),
     )
     return [
@@ -127,6 +128,18 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def precisions(rows: list[dict]) -> list[str]:
+    """What less precision gains over f32, of the same rounds."""
+    exact = {r["workload"]: r for r in rows if r["system"] == "pullback"}
+    return [
+        f"{r['workload']}: {r['system']} is {exact[r['workload']]['median_ms'] / r['median_ms']:.2f} times as fast as "
+        f"pullback (fastest steps: {exact[r['workload']]['min_ms'] / r['min_ms']:.2f}); losses {r['loss']:.4f} and "
+        f"{exact[r['workload']]['loss']:.4f} after three steps"
+        for r in rows
+        if r["system"].startswith("pullback-") and r["workload"] in exact
+    ]
+
+
 def picture(rows: list[dict], path: str) -> None:
     import matplotlib
 
@@ -148,16 +161,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="*", default=[], help=f"of {', '.join(workloads.WORKLOADS)}")
     parser.add_argument("--systems", default="pullback,jax,torch,inductor")
+    parser.add_argument("--precision", default="", help="also pullback with these (bf16, tf32), and what they gain")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10, help="steps of each turn")
     parser.add_argument("--picture", help="also draw a bar chart there")
     args = parser.parse_args()
     systems = [s for s in args.systems.split(",") if importlib.util.find_spec(PACKAGE[s])]
+    systems += [f"pullback-{p}" for p in args.precision.split(",") if p]
     rows = []
     for name in args.workloads or workloads.WORKLOADS:
         rows += compare(name, systems, args.threads, args.rounds, args.steps)
-    print(table(rows))
+    print("\n".join([table(rows), *precisions(rows)]))
     if args.picture:
         picture(rows, args.picture)
 

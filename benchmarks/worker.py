@@ -1,6 +1,6 @@
 """One system on one workload in a process of its own.
 
-    python worker.py SYSTEM WORKLOAD THREADS
+    python worker.py SYSTEM WORKLOAD THREADS FOLDER      (SYSTEM: such as jax, pullback or pullback-bf16)
 
 Prints one JSON line when it is ready (compile time, loss), then answers every line `N` on standard input with the
 times of N training steps.  The caller alternates among the workers, so that all see the same machine.
@@ -21,7 +21,7 @@ import workloads
 Step = Callable[[], float]
 
 
-def pullback_step(name: str, threads: int) -> tuple[Step, dict]:
+def pullback_step(name: str, threads: int, precision: str = "f32") -> tuple[Step, dict]:
     import pullback as pb
     import pullback_runtime as rt
     from pullback import driver
@@ -33,8 +33,8 @@ def pullback_step(name: str, threads: int) -> tuple[Step, dict]:
     for attempt in ("warm-up", "build"):  # the first build in a process also imports and starts LLVM
         start = time.perf_counter()
         program = trace_script(here / f"pullback_{name}.py", [], {})
-        artifact = driver.Build(program, pb.Options(cache=False)).artifact
-        path = Path(sys.argv[4]) / f"{name}.so"
+        artifact = driver.Build(program, pb.Options(cache=False, precision=precision)).artifact
+        path = Path(sys.argv[4]) / f"{name}-{precision}.so"
         driver.write(path, artifact)
         times[attempt] = time.perf_counter() - start
     loaded = rt.load(path, seed=0, threads=threads)
@@ -155,9 +155,9 @@ def np_rng():
 
 
 def main() -> None:
-    system, name, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    (system, _, precision), name, threads = sys.argv[1].partition("-"), sys.argv[2], int(sys.argv[3])
     make = {
-        "pullback": lambda: pullback_step(name, threads),
+        "pullback": lambda: pullback_step(name, threads, precision or "f32"),
         "torch": lambda: torch_step(name, threads, compiled=False),
         "inductor": lambda: torch_step(name, threads, compiled=True),
         "jax": lambda: jax_step(name, threads),
