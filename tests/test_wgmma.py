@@ -119,6 +119,41 @@ def test_the_emulator_computes_what_the_nest_says(case):
             assert bits(y) == bits(wanted), order
 
 
+TWO = """
+kernel two(x: bf16[128,64], w: bf16[128,64], v: bf16[64,64], z: f32[100]) -> y: f32[128,128], u: f32[128,64], t: f32[100]
+  a: f32[] register
+  b: f32[] register
+  parallel i < 128
+    parallel j < 128
+      a = 0.0
+      reduce k < 64
+        a = fma_ftz(cast:f32(x[i, k]), cast:f32(w[j, k]), a)
+      y[i, j] = a
+  parallel i < 128
+    parallel j < 64
+      b = 0.0
+      reduce k < 64
+        b = fma_ftz(cast:f32(x[i, k]), cast:f32(v[k, j]), b)
+      u[i, j] = b
+  parallel i < 100
+    t[i] = z[i] + 1.0
+"""
+
+
+@needs_emulator
+def test_ranges_of_blocks_with_roles_and_without():
+    kernel = parse_kernel(TWO)
+    after = schedule(kernel, SM90A)
+    verify(after, SM90A)
+    assert [len(list(filter(lambda s: isinstance(s, Roles), walk(r)))) for _, r in after.ranges] == [1, 1, 0]
+    arrays = arrays_for(kernel)
+    wanted, loaded = evaluate(kernel, arrays), load({"k": after}, SM90A)
+    assert all(bits(x) == bits(wanted[n]) for n, x in evaluate(after, arrays).items())
+    for order in ORDERS:
+        got, _ = run_kernel(loaded, "k", after, SM90A, arrays, order)
+        assert all(bits(got[n]) == bits(x) for n, x in wanted.items())
+
+
 # ---- the choice ---------------------------------------------------------------------------------------------
 def uses_roles(kernel: Kernel) -> bool:
     return any(isinstance(s, Roles) for s in walk(kernel.body))

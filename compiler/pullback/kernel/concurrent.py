@@ -150,30 +150,30 @@ _PRIVATE = ("register", "local")
 def broken_rule(kernel: Kernel) -> tuple[Stmt | None, str] | None:
     """A statement (None: the kernel as a whole) and the rule of roles and tokens that it breaks."""
     tokens = [b for b in kernel.locals if b.space == "token"]
-    together = [s for s in walk(kernel.body) if isinstance(s, Roles)]
-    outside = list(_outside(kernel.body))
-    if outside:
-        return outside[0], "stands in no role"
-    if not together:
-        return (None, f"no role uses the token {tokens[0].name}") if tokens else None
-    if any(s is not t for _, stmts in kernel.ranges for s, t in zip(stmts, together, strict=False)) or any(
-        len(stmts) != 1 or not isinstance(stmts[0], Roles) for _, stmts in kernel.ranges
-    ):
-        return together[0], "roles are all that a block holds"
-    for s, (chain, _) in zip(together, kernel.ranges, strict=True):
-        if s.blocks > 1 and (
-            s.blocks not in (2, 4, 8) or len(together) > 1 or not chain or chain[-1].extent % s.blocks
-        ):
-            return s, f"the only, innermost block loop does not go in groups of {s.blocks}, which are 2, 4 or 8"
-        if found := _roles(kernel, s):
-            return found
-        awaited = {t.token for t in signals(s.body) if isinstance(t, Await)}
-        for token, names in arriving(s).items():
-            if not names or token not in awaited:
-                return s, f"nobody {'awaits' if names else 'arrives at'} the token {token}"
+    for s in _outside(kernel.body):
+        return s, "stands in no role"
+    ranges = kernel.ranges
+    named: set[str] = set()
+    for chain, stmts in ranges:
+        for s in (s for s in walk(stmts) if isinstance(s, Roles)):
+            if stmts != (s,):
+                return s, "roles are all that a block holds"
+            if s.blocks > 1 and (
+                s.blocks not in (2, 4, 8) or len(ranges) > 1 or not chain or chain[-1].extent % s.blocks
+            ):
+                return s, f"the only, innermost block loop does not go in groups of {s.blocks}, which are 2, 4 or 8"
+            if found := _roles(kernel, s):
+                return found
+            awaited = {t.token for t in signals(s.body) if isinstance(t, Await)}
+            for token, names in arriving(s).items():
+                if not names or token not in awaited:
+                    return s, f"nobody {'awaits' if names else 'arrives at'} the token {token}"
+                named.add(token)
     for b in tokens:
         if b.dtype != i64 or any(b.name in (x.buffer for x in (t, *_loaded(t))) for t in stores(kernel.body)):
             return None, f"the token {b.name} is an i64 that only copy, arrive and await name"
+        if b.name not in named:
+            return None, f"no role uses the token {b.name}"
     return None
 
 

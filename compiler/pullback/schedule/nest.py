@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from ..errors import ScheduleError
+from ..kernel.concurrent import Roles
 from ..kernel.kernel import (
     Affine,
     Apply,
@@ -176,6 +177,9 @@ def split_parts(kernel: Kernel) -> tuple[list[Kernel], set[str]]:
 
 
 def _renamed_token(s: Stmt, names: dict[str, str]) -> Stmt:
+    """Of a range among others; there blocks do not come in groups."""
+    if isinstance(s, Roles):
+        return replace(s, blocks=1)
     return replace(s, token=names.get(s.token, s.token)) if hasattr(s, "token") else s
 
 
