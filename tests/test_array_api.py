@@ -606,8 +606,8 @@ STANDARD = """
     cumulative_prod cumulative_sum max mean min prod std sum var all any diff count_nonzero
     argmax argmin searchsorted where argsort sort take take_along_axis matmul matrix_transpose tensordot vecdot
     broadcast_arrays broadcast_to concat expand_dims flip moveaxis permute_dims repeat reshape roll squeeze stack tile
-    unstack arange asarray empty empty_like eye full full_like linspace meshgrid ones ones_like tril triu zeros zeros_like
-    astype can_cast finfo iinfo isdtype result_type e inf nan newaxis pi
+    unstack arange asarray empty empty_like eye full full_like linspace meshgrid ones ones_like tril triu zeros
+    zeros_like astype can_cast finfo iinfo isdtype result_type e inf nan newaxis pi
 """
 """The array API standard 2024.12, but for complex numbers (conj, imag, real), results whose shape depends on data
 (nonzero, unique_*), what other libraries hand over while a program runs (from_dlpack), and devices."""
