@@ -120,11 +120,11 @@ def test_the_emulator_computes_what_the_nest_says(case):
 
 
 TWO = """
-kernel two(x: bf16[128,64], w: bf16[128,64], v: bf16[64,64], z: f32[100]) -> y: f32[128,128], u: f32[128,64], t: f32[100]
+kernel two(x: bf16[128,64], w: bf16[96,64], v: bf16[64,64], z: f32[9]) -> y: f32[128,96], u: f32[128,64], t: f32[9]
   a: f32[] register
   b: f32[] register
   parallel i < 128
-    parallel j < 128
+    parallel j < 96
       a = 0.0
       reduce k < 64
         a = fma_ftz(cast:f32(x[i, k]), cast:f32(w[j, k]), a)
@@ -135,7 +135,7 @@ kernel two(x: bf16[128,64], w: bf16[128,64], v: bf16[64,64], z: f32[100]) -> y: 
       reduce k < 64
         b = fma_ftz(cast:f32(x[i, k]), cast:f32(v[k, j]), b)
       u[i, j] = b
-  parallel i < 100
+  parallel i < 9
     t[i] = z[i] + 1.0
 """
 
