@@ -6,6 +6,7 @@ evaluator does; nevertheless what is asked here is what holds on a GPU: TOLERANC
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,16 @@ def test_what_is_chosen():
             tiled(kernel)
     assert "tile mma" not in print_kernel(schedule(nests.linear(64, 64, 64), SM80))
     assert "tile mma" in print_kernel(schedule(linear(64, 64, 64, "NT", "gelu", "plain", f32), SM80))
+
+
+def test_the_example_of_the_documentation():
+    page = (EXAMPLES.parent / "docs" / "tensor-cores.md").read_text()
+    documented = parse_kernel(re.search(r"```kernel\n(.*?)```", page, re.S)[1])
+    verify(documented, SM80)
+    kernel = nests.linear(40, 32, 128, "NN", "bias", dtype=bf16)
+    assert tiled(kernel, WarpTile(32, 32, 2, 2, 2)) == documented
+    arrays = nests.arrays_for(kernel)
+    assert np.allclose(evaluate(documented, arrays)["y0"], evaluate(kernel, arrays)["y0"], atol=1e-4)
 
 
 # ---- planted bugs -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pullback.codegen.cpu import emit_kernel, module
 from pullback.codegen.target import cpu_target
 from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
-from pullback.schedule import masks, schedule, sinking, staging, steps
+from pullback.schedule import masks, pipeline, schedule, sinking, staging, steps
 
 PAGE = pages.page("schedules")
 
@@ -43,4 +43,4 @@ def test_every_step_of_the_table_exists():
     }
     assert len(named) >= 15
     for name in named:
-        assert any(callable(getattr(m, name, None)) for m in (steps, sinking, staging, masks)), name
+        assert any(callable(getattr(m, name, None)) for m in (steps, sinking, staging, masks, pipeline)), name
