@@ -28,6 +28,7 @@ from pullback.codegen.ptx import (
     tensor_maps,
     translate,
 )
+from pullback.codegen.sass import cuda_tool, sass
 from pullback.codegen.wgmma import check
 from pullback.config import Options
 from pullback.driver import Build
@@ -344,3 +345,18 @@ def test_ptxas(tmp_path):
     assert said.count("0 bytes spill stores, 0 bytes spill loads") == len(texts)
     figures = dict(re.findall(r"'k_(\w+)_sm_90a'.*?Used (\d+) registers", said, re.S))
     assert int(figures.pop("bf16_odd")) < 100 and set(figures.values()) == {"168"}
+
+
+@pytest.mark.skipif(cuda_tool("nvdisasm") is None, reason="no nvdisasm (pip install nvidia-cuda-nvdisasm)")
+def test_instructions():
+    """Four products for each 64 of k, and nothing slow between them."""
+    text = module([emit_kernel("k", schedule_wgmma(FIGURES["bf16 4096"], SM90A), SM90A)], SM90A)
+    lines = sass(translate(text, SM90A), "sm_90a").splitlines()
+    products = [n for n, line in enumerate(lines) if "HGMMA.64x256x16.F32.BF16" in line]
+    assert len(products) == 4 and products[-1] - products[0] < 40
+    between = "\n".join(lines[products[0] : products[-1]])
+    assert not re.search(r"MEMBAR|LDL|STL|LDS|WARPGROUP.DEPBAR", between)
+    whole = "\n".join(lines)
+    for name in ("UTMALDG.2D.MULTICAST", "USETMAXREG.DEALLOC", "USETMAXREG.TRY_ALLOC", "STG.E.128"):
+        assert name in whole, name
+    assert "LDL" not in whole
