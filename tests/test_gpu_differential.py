@@ -25,7 +25,14 @@ from pullback.kernel.kernel import Kernel
 from pullback.schedule import schedule
 from pullback.schedule.gpu_limits import GPU, GpuLimits
 
-LOWERED = {"threads": (32, 64), "vector_from": (1, 8), "warps": (1, 2, 3), "row": (2, 4, 8), "private": (1, 4)}
+LOWERED = {
+    "threads": (32, 64),
+    "vector_from": (1, 8),
+    "warps": (1, 2, 3),
+    "sum_warps": (2, 4),
+    "row": (2, 4, 8),
+    "private": (1, 4),
+}
 """Thresholds, and the values that they take here."""
 
 

@@ -3,8 +3,8 @@
 * *row* reductions (the last axis is reduced): W = min(64, next power of two >= n) strided partial results, position
   mod W along the last axis, outer reduced axes in order outside of it; then the partials fold in halves.  A row of more
   than 16384 elements goes in chunks of that many; the chunks' results are a row again.
-* *column* reductions (the last axis is kept): chunks of C = max(8, next power of two >= n / 16) positions, each in
-  order into one accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one
+* *column* reductions (the last axis is kept): chunks of C = max(8, next power of two >= n / 128) positions, but of 32
+  rather than of less where that leaves 16 of them, each in order into one accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one
   of them, with all axes inside of it.
 
 Nodes in; shapes of chunks and of partial results out.  `rows.py` writes the nests.
@@ -23,8 +23,10 @@ LANES = 64
 """Strided partial results of a row reduction."""
 LONG = 16384
 """Elements of a row that are reduced in one go."""
-SMALL_CHUNK, CHUNKS = 8, 16
-"""Column reductions: the fewest positions of a chunk, and about how many chunks there are."""
+SMALL_CHUNK, CHUNKS = 8, 128
+"""Column reductions: the fewest positions of a chunk, and the most chunks: a GPU has about as many processors."""
+CHUNK, ENOUGH = 32, 16
+"""Chunks of at least so many positions cost next to nothing; there should be so many chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def cut(extents: Sequence[int], size: int, low: bool) -> Chunks:
 
 def column_chunks(extents: Sequence[int]) -> Chunks:
     n = prod(extents)
-    return cut(extents, max(SMALL_CHUNK, next_power(ceil(n / CHUNKS))), False)
+    size = max(SMALL_CHUNK, min(CHUNK, next_power(ceil(n / ENOUGH))), next_power(ceil(n / CHUNKS)))
+    return cut(extents, size, False)
 
 
 def row_chunks(extents: Sequence[int]) -> Chunks:

@@ -16,6 +16,7 @@ from .gpu_limits import GPU, GpuLimits
 from .gpu_map import schedule_map
 from .gpu_mma import schedule_mma
 from .gpu_rows import schedule_rows
+from .gpu_sums import schedule_sums
 from .gpu_wgmma import schedule_wgmma
 
 
@@ -31,4 +32,7 @@ def schedule_gpu(
     return schedule_map(kernel, target, fixed, limits)
 
 
-_OWN = {"contraction": (schedule_wgmma, schedule_mma, schedule_contraction), "rows": (schedule_rows,)}
+_OWN = {
+    "contraction": (schedule_wgmma, schedule_mma, schedule_contraction),
+    "rows": (schedule_sums, schedule_rows),
+}

@@ -13,6 +13,10 @@ class GpuLimits:
     """Maps of at least so many elements give each thread a vector: fewer would leave processors idle."""
     warps: int = 4
     """Rows that a block takes at a time, one for each warp."""
+    sum_warps: int = 16
+    """Rows that a block takes at a time where they are summed over columns."""
+    shared: int = 96 << 10
+    """Bytes of shared memory that every GPU from sm_80 on has for a block."""
     row: int = 8
     """Rows of at least so many elements get a warp, shorter ones a thread."""
     private: int = 32

@@ -31,15 +31,23 @@ def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
     body = outer_chain(kernel)[1]
     if any(isinstance(s, Loop) and s.axis in axes for s in walk(body)):
         raise ScheduleError(f"{kernel.name}: an outer axis has a namesake inside")
+    return finish_rows(_deal(kernel, axes, limits), limits)
+
+
+def finish_rows(kernel: Kernel, limits: GpuLimits) -> Kernel:
+    """A nest whose warp loops hold rows: what is parallel in these runs over lanes, locals get their places."""
+    inner: dict[str, int] = {}
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and s.binding == "warp":
+            for axis, extent in _innermost(s.body).items():
+                inner[axis] = max(extent, inner.get(axis, 0))
     for axis, extent in inner.items():
         if extent > WARP:
             kernel = split(kernel, axis, WARP, f"{axis}_w", axis, tail="mask")
             kernel = peel_masked(kernel, f"{axis}_w")
     for axis in _chunks(kernel, inner):
         kernel = peel_masked(kernel, axis)
-    kernel = _bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")))
-    kernel = _separate(kernel)
-    kernel = _deal(kernel, axes, limits)
+    kernel = _separate(_bind_folds(bind(kernel, **dict.fromkeys(inner, "lane"))))
     kernel = place_private(kernel, limits.private, distribution(kernel))
     distribution(kernel)
     return tidy(kernel)
@@ -107,10 +115,10 @@ def _separate(kernel: Kernel) -> Kernel:
             again |= touches
         return tuple(out)
 
-    chain, body = outer_chain(kernel)
-    for s in reversed(chain):
-        body = (replace(s, body=body if s is not chain[-1] else apart(body, False)),)
-    return replace(kernel, body=body if chain else apart(kernel.body, False))
+    def rows(s: Stmt) -> tuple[Stmt, ...]:
+        return (replace(s, body=apart(s.body, False)),) if isinstance(s, Loop) and s.binding == "warp" else (s,)
+
+    return replace(kernel, body=map_stmts(kernel.body, rows))
 
 
 def _deal(kernel: Kernel, axes: list[str], limits: GpuLimits) -> Kernel:

@@ -1,0 +1,84 @@
+"""GPU schedules other than contractions: that they use the machine, and what they need for it.
+
+What they compute is compared elsewhere (`test_ptx.py`, `test_gpu_models.py`, `test_gpu_differential.py`).
+"""
+
+from __future__ import annotations
+
+import pytest
+import schedule_nests as nests
+from emulated import load, needs_emulator, run_kernel
+from simt.emulator import EmulationError
+from test_ptx import SM90, check, scheduled
+
+import pullback as pb
+from pullback import nn
+from pullback.codegen.ptx import launch_shape
+from pullback.config import Options
+from pullback.driver import Build
+from pullback.dsl.trace import trace_functions
+from pullback.kernel.kernel import Barrier, Kernel, map_stmts, walk
+from pullback.kernel.verify import verify
+from pullback.schedule import schedule
+from pullback.schedule.gpu_limits import GpuLimits
+
+
+def barriers(kernel: Kernel) -> int:
+    return sum(isinstance(s, Barrier) for s in walk(kernel.body))
+
+
+def without(kernel: Kernel, which: int) -> Kernel:
+    """The kernel but for one barrier."""
+    seen = -1
+
+    def drop(s):
+        nonlocal seen
+        seen += isinstance(s, Barrier)
+        return () if isinstance(s, Barrier) and seen == which else (s,)
+
+    return Kernel(kernel.name, kernel.params, kernel.locals, map_stmts(kernel.body, drop))
+
+
+def lowered(function) -> list[Kernel]:
+    """The kernels of a function, not scheduled."""
+    region = Build(trace_functions([function]), Options()).regions[0]
+    return [p.kernel for p in region.pieces]
+
+
+# ---- rows that are summed over columns ----------------------------------------------------------------------
+def norm_gradient(rows: int, columns: int) -> Kernel:
+    """The gradients of a layer norm by its input, weight and bias."""
+
+    @pb.function(pb.f32[rows, columns], pb.f32[columns], pb.f32[columns], pb.f32[rows, columns])
+    def backward(x, w, b, ct):
+        return pb.grad(pb.sum(nn.layer_norm(x, (columns,), w, b) * ct), (x, w, b))
+
+    return lowered(backward)[0]
+
+
+def test_chunks_go_to_blocks_and_rows_to_warps():
+    kernel = scheduled(norm_gradient(6144, 256))
+    assert launch_shape(kernel) == (96, 512)
+    assert {b.shape for b in kernel.locals if b.space == "shared"} == {(16, 256)}
+    assert all(b.space != "local" for b in kernel.locals)
+    wide = scheduled(norm_gradient(8192, 1024))
+    assert launch_shape(wide) == (128, 256) and barriers(wide) == 2  # less room for terms: fewer rows at a time
+
+
+@needs_emulator
+@pytest.mark.parametrize(("rows", "columns"), [(40, 70), (21, 33), (16, 300), (67, 40), (600, 9)])
+def test_sums_over_rows(rows, columns):
+    kernel = norm_gradient(rows, columns)
+    few = schedule(kernel, SM90, gpu=GpuLimits(sum_warps=2))
+    verify(few, SM90)
+    assert barriers(few) >= 2 and any(b.space == "shared" for b in few.locals)
+    check({"few": (kernel, few), "many": (kernel, scheduled(kernel))})
+
+
+@needs_emulator
+@pytest.mark.parametrize("which", [0, 1])
+def test_missing_barriers_of_sums_are_noticed(which):
+    kernel = norm_gradient(64, 40)
+    torn = without(schedule(kernel, SM90, gpu=GpuLimits(sum_warps=4)), which)
+    with pytest.raises(EmulationError, match=r"race|uninitialised"):
+        run_kernel(load({"torn": torn}, SM90), "torn", torn, SM90, nests.arrays_for(kernel))
