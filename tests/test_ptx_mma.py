@@ -74,6 +74,16 @@ kernel layer(x: f32[50,40], w: f32[36,40], b: f32[36]) -> y: bf16[50,36]
         acc = fma_ftz(cast:f32(cast:bf16(x[i, k])), cast:f32(cast:bf16(w[j, k])), acc)
       y[i, j] = cast:bf16(maximum(acc + b[j], 0.0))
 """
+GATHERED = """
+kernel gathered(x: bf16[50,40], n: i32[37], w: bf16[40,36], r: f32[37,36]) -> y: f32[37,36]
+  acc: f32[] register
+  parallel i < 37
+    parallel j < 36
+      acc = 0.0
+      reduce k < 40
+        acc = fma_ftz(cast:f32(x[check(n[i], 50, 3), k]), cast:f32(w[k, j]), acc)
+      y[i, j] = acc + r[i, j] * 2.0
+"""
 OUTPUTS = """
 kernel outputs(x: bf16[37,24], w: bf16[24,44]) -> y: bool[37,44], z: f16[37,44], u: i32[37,44], v: f64[37,44]
   acc: f32[] register
@@ -100,6 +110,7 @@ CASES = {
 }
 CASES |= {
     "cast when staged": lambda: parse_kernel(STAGED_CAST),
+    "rows by index": lambda: parse_kernel(GATHERED),
     "outputs of all sizes": lambda: parse_kernel(OUTPUTS),
     "batched": lambda: rounded(nests.batched(2, 2, 35, 40, 20)),
     "convolution": lambda: rounded(nests.convolution(2, 4, 5, 24, 40)),
@@ -312,6 +323,30 @@ def test_long_sums_of_few_tiles_go_in_parts(precision):
     a, c = (bf16.round(v) if precision == "bf16" else tf32(v) for v in (x, w))
     exact = np.maximum(a.astype(float) @ c.astype(float) + b, 0)
     assert np.abs(results[0] - exact).max() <= TOLERANCE * (np.abs(a).astype(float) @ np.abs(c) + np.abs(b)).max()
+
+
+@pb.function(pb.f32[3, 16, 24], pb.f32[24, 24])
+def recurrent(xs, w):
+    def step(h, x):
+        h = pb.tanh(pb.matmul(h, w) + x)
+        return h, h
+
+    last, _ = pb.scan(step, pb.zeros((16, 24)), xs)
+    return last, pb.grad(pb.sum(last * last), w)
+
+
+@needs_emulator
+def test_loops_of_the_plan():
+    """What a loop moves may lie anywhere: copies that are not aligned are made at once."""
+    build = Build(trace_functions([recurrent], {}), Options(target="cpu,cuda", gpu="sm_80", precision="bf16"))
+    plan, cpu = build.plans["sm_80"], build.plans[build.targets[0].isa]
+    assert sum("tile mma" in print_kernel(k) for k in plan.kernels.values()) == 3
+    g = np.random.default_rng(0)
+    arrays = [g.standard_normal(s).astype(np.float32) * 0.3 for s in ((3, 16, 24), (24, 24))]
+    state = np.zeros(cpu.state_bytes, np.uint8)
+    wanted = evaluate_plan(cpu, "recurrent", state, arrays, functions=numpy_functions())
+    for got, x in zip(EmulatedPlan(plan, SM80, "reverse").call("recurrent", arrays), wanted, strict=True):
+        assert np.allclose(got, x, rtol=1e-3, atol=1e-4)
 
 
 def test_what_goes_in_parts():
