@@ -36,6 +36,11 @@ def broken_rule(kernel: Kernel) -> tuple[Stmt, str] | None:
     return None
 
 
+def is_zero(number: float | int | bool) -> bool:
+    """Is a number all zero bits, as copies fill in?"""
+    return number == 0 and not str(number).startswith("-")
+
+
 def _not_a_copy(kernel: Kernel, s: Store) -> str:
     """Why a store cannot be asynchronous."""
     x, target = s.value, kernel.buffers[s.buffer]
@@ -45,7 +50,7 @@ def _not_a_copy(kernel: Kernel, s: Store) -> str:
         return f"an asynchronous store reads a parameter that nobody stores to, not {x.buffer}"
     if not all(isinstance(i, Affine) for i in (*x.index, *s.index)):
         return "an asynchronous store has affine indices"
-    if x.masks and x.other != 0:
+    if x.masks and not is_zero(x.other):
         return f"an asynchronous copy is 0 where its masks fail, not {x.other}"
     return "" if s.other in ("keep", "any") else "an asynchronous store leaves alone what its own masks leave out"
 

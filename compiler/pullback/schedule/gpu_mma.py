@@ -19,6 +19,7 @@ from math import gcd, prod
 from ..codegen.target import Target
 from ..errors import ScheduleError
 from ..graph.types import DType, bf16, f16, f32
+from ..kernel.flight import is_zero
 from ..kernel.fragments import DEPTH
 from ..kernel.kernel import (
     A,
@@ -222,7 +223,7 @@ class _Writer:
         k, i = (at_near, at_far) if x.along_k else (at_far, at_near)
         env = {self.k: A("kb") * self.depth + k, x.axis: self.at[x.axis] + i}
         masks = {self.k: self._mask(self.k, env[self.k], self.depth), x.axis: self._mask(x.axis, env[x.axis], x.size)}
-        bare = isinstance(x.value, Load) and (not x.value.masks or x.value.other == 0)
+        bare = isinstance(x.value, Load) and (not x.value.masks or is_zero(x.value.other))
         value = self._placed(x.value, env, masks, everywhere=bare)
         store = Store(x.dst, index, value)
         if not bare and masks[self.k]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import ScheduleError
 from ..kernel.bounds import interval
+from ..kernel.flight import is_zero
 from ..kernel.kernel import (
     A,
     Affine,
@@ -122,7 +123,7 @@ def _moves(s: Store, axis: str) -> bool:
 def _is_copy(kernel: Kernel, nest: Stmt, s: Store) -> bool:
     """May the store be asynchronous, in pieces of 4, 8 or 16 bytes?"""
     x, b = s.value, kernel.buffers[s.buffer]
-    if not isinstance(x, Load) or x.dtype != b.dtype or (x.masks and x.other != 0) or s.where is not None:
+    if not isinstance(x, Load) or x.dtype != b.dtype or (x.masks and not is_zero(x.other)) or s.where is not None:
         return False
     if kernel.buffers[x.buffer].space != "global" or x.buffer in kernel.outputs or s.other not in ("keep", "any"):
         return False
