@@ -30,6 +30,7 @@ LOWERED = {
     "vector_from": (1, 8),
     "warps": (1, 2, 3),
     "sum_warps": (2, 4),
+    "scatter": (4, 64),
     "row": (2, 4, 8),
     "private": (1, 4),
 }

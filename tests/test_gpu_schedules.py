@@ -5,6 +5,7 @@ What they compute is compared elsewhere (`test_ptx.py`, `test_gpu_models.py`, `t
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import schedule_nests as nests
 from emulated import load, needs_emulator, run_kernel
@@ -17,7 +18,7 @@ from pullback.codegen.ptx import launch_shape
 from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
-from pullback.kernel.kernel import Barrier, Kernel, map_stmts, walk
+from pullback.kernel.kernel import Barrier, Kernel, Loop, map_stmts, walk
 from pullback.kernel.verify import verify
 from pullback.schedule import schedule
 from pullback.schedule.gpu_limits import GpuLimits
@@ -82,3 +83,39 @@ def test_missing_barriers_of_sums_are_noticed(which):
     torn = without(schedule(kernel, SM90, gpu=GpuLimits(sum_warps=4)), which)
     with pytest.raises(EmulationError, match=r"race|uninitialised"):
         run_kernel(load({"torn": torn}, SM90), "torn", torn, SM90, nests.arrays_for(kernel))
+
+
+# ---- scatter-adds, sums in order ----------------------------------------------------------------------------
+def test_destinations_go_in_ranges():
+    kernel = scheduled(nests.scatter(50304, 768, 4096))
+    assert kernel.buffers["y0"].shape == (64, 786, 768)
+    blocks, threads = launch_shape(kernel)
+    assert blocks * threads == 64 * 768
+
+
+@needs_emulator
+@pytest.mark.parametrize(("rows", "columns", "count"), [(12, 40, 21), (7, 5, 8), (64, 3, 40), (1, 6, 5), (30, 1, 17)])
+def test_scatter_adds(rows, columns, count):
+    kernel = nests.scatter(rows, columns, count)
+    check({"many": (kernel, scheduled(kernel)), "few": (kernel, scheduled(kernel, GpuLimits(scatter=8)))})
+
+
+@needs_emulator
+def test_an_index_out_of_range_is_reported_once():
+    kernel = nests.scatter(12, 40, 21)
+    after = scheduled(kernel)
+    arrays = nests.arrays_for(kernel)
+    arrays["x0"] = np.arange(21, dtype=np.int32) % 12
+    arrays["x0"][13] = -3
+    _, status = run_kernel(load({"scatter": after}, SM90), "scatter", after, SM90, arrays)
+    assert status[0] == 1 and status[2] == -3
+
+
+@needs_emulator
+def test_sums_in_order_are_unrolled():
+    kernel = nests.columns(700, 45, 100)
+    after = scheduled(kernel)
+    assert any(
+        isinstance(s, Loop) and (s.binding, s.role, s.extent) == ("unroll", "reduce", 16) for s in walk(after.body)
+    )
+    check({"columns": (kernel, after)})

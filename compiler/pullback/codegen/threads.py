@@ -177,6 +177,7 @@ class ThreadEmitter(Emitter):
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
         self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
         self._idle: Value | None = None
+        self._bare: dict[int, tuple[Store, Store]] = {}
         self.sums = {  # registers that products are added to
             s.buffer
             for s in stores(kernel.body)
@@ -291,7 +292,11 @@ class ThreadEmitter(Emitter):
             self._active(None, None)
             value = self.evaluate(s.value)  # all lanes take part in shuffles
         with self._chosen():
-            if not (self.sums and inline.store(self, s)):
+            if value is None and s.where is not None and not s.masks and self.width == 1:
+                bare = self._bare.setdefault(id(s), (s, replace(s, where=None)))[1]
+                with self.b.when(self.evaluate(s.where)):  # nothing else is computed, or read, where it does not hold
+                    super().store(bare)
+            elif not (self.sums and inline.store(self, s)):
                 super().store(s, value)
 
     @contextmanager

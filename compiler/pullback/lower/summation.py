@@ -4,8 +4,8 @@
   mod W along the last axis, outer reduced axes in order outside of it; then the partials fold in halves.  A row of more
   than 16384 elements goes in chunks of that many; the chunks' results are a row again.
 * *column* reductions (the last axis is kept): chunks of C = max(8, next power of two >= n / 128) positions, but of 32
-  rather than of less where that leaves 16 of them, each in order into one accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one
-  of them, with all axes inside of it.
+  rather than of less where that leaves 16 of them, each in order into one accumulator; then the chunks' results in
+  order.  With several reduced axes a chunk is a stretch of one of them, with all axes inside of it.
 
 Nodes in; shapes of chunks and of partial results out.  `rows.py` writes the nests.
 """

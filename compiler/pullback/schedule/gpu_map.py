@@ -8,19 +8,27 @@ thread runs from end to end, so this schedule serves every nest.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from math import prod
 
 from ..codegen.target import Target
+from ..errors import ScheduleError
 from ..kernel.kernel import Affine, Kernel, Load, Loop, Stmt, Store, exprs, loads, stores, walk
 from .common import lanes_of
 from .gpu_limits import GPU, GpuLimits
 from .gpu_private import place_private
-from .nest import extents_of, fuse_chain, memory, order_axes, outer_chain, stride
+from .gpu_scatter import ranges
+from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
 from .steps import bind, split, tidy
+
+AHEAD, HEAVY = 16, 24
+"""Steps of a sum that are unrolled, unless one costs more than this."""
 
 
 def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
     """Any nest: threads for its outer parallel loops, one thread if there are none."""
+    with suppress(ScheduleError):
+        kernel = ranges(kernel, fixed, limits)
     chain, _ = outer_chain(kernel)
     axes = [s.axis for s in chain if isinstance(s.extent, int)]
     if len(axes) != len(chain):
@@ -31,7 +39,25 @@ def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), li
             axes = _coalesced(kernel, axes)
             kernel = order_axes(kernel, axes)
         kernel = _deal(kernel, axes, target, limits)
-    return tidy(place_private(kernel, limits.private, {}))
+    return tidy(place_private(_ahead(kernel), limits.private, {}))
+
+
+def _ahead(kernel: Kernel) -> Kernel:
+    """Sums in order are unrolled by a few steps, so that their loads are on their way together."""
+    loops: dict[str, list[Loop]] = {}
+    for s in walk(kernel.body):
+        if isinstance(s, Loop):
+            loops.setdefault(s.axis, []).append(s)
+    taken = set(loops)
+    for axis, found in loops.items():
+        small = all(isinstance(s.extent, int) and s.binding == "serial" and s.role == "reduce" for s in found)
+        flat = [t for s in found for t in s.body]
+        if not small or not all(isinstance(t, Store) for t in flat) or f"{axis}_a" in taken:
+            continue
+        if sum(cost(e) for t in flat for e in exprs(t)) <= HEAVY and max(s.extent for s in found) > AHEAD:
+            kernel = split(kernel, axis, AHEAD, f"{axis}_a", axis)
+            kernel = bind(kernel, **{axis: "unroll"})
+    return kernel
 
 
 def _coalesced(kernel: Kernel, axes: list[str]) -> list[str]:
