@@ -24,6 +24,14 @@ def path(tmp_path_factory):
     return hand.build(tmp_path_factory.mktemp("artifact") / "demo.so")
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Ctrl-C as a terminal gives it: jobs in the background of a shell inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def tasks() -> int:
     """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))
