@@ -19,7 +19,6 @@ from .gpu import schedule_gpu
 from .gpu_limits import GPU, GpuLimits
 from .limits import DEFAULT, Limits
 from .nest import join_parts, outer_chain, split_parts, whole_chunks
-from .staging import OperandMoves
 
 __all__ = ["Limits", "ScheduleError", "family", "schedule"]
 
@@ -58,10 +57,13 @@ def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: L
     """A kernel with one outermost statement, or whose statements run one after the other."""
     if target.is_gpu:
         return schedule_gpu(kernel, target, family(kernel), fixed, gpu)
+    kind = family(kernel)
     try:
-        return _FAMILIES[family(kernel)](kernel, target, fixed, limits)
-    except OperandMoves:
-        return schedule_map(kernel, target, fixed, limits)  # the same sums by columns
+        return _FAMILIES[kind](kernel, target, fixed, limits)
+    except ScheduleError:
+        if kind != "contraction":
+            raise
+        return schedule_map(kernel, target, fixed, limits)  # no panel holds its operands: the same sums by columns
 
 
 _FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}

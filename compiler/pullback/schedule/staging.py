@@ -38,10 +38,6 @@ Operand = Callable[[Store], Expr | None]
 """Picks the expression of a store that a step is about; None where the store has no such."""
 
 
-class OperandMoves(ScheduleError):
-    """An operand that no panel holds: it moves with an axis inside of the loop at which it would be copied."""
-
-
 # ---- accesses -------------------------------------------------------------------------------------------
 def accesses(kernel: Kernel) -> list[Store | Load]:
     out: list[Store | Load] = []
@@ -215,7 +211,7 @@ def pack(
             if isinstance(t, Loop) and uses(t.body):
                 inside[t.axis] = max(inside.get(t.axis, 0), constant_extent(t))
         if moves := axes_in(e) & set(inside) - set(axes):
-            raise OperandMoves(f"{kernel.name}: the operand also moves with '{min(moves)}' inside of '{at}'")
+            raise ScheduleError(f"{kernel.name}: the operand also moves with '{min(moves)}' inside of '{at}'")
         if missing := set(axes) - set(inside):
             raise ScheduleError(f"{kernel.name}: no loop over '{min(missing)}' inside of '{at}'")
         first = next(i for i, t in enumerate(body) if uses((t,)))
