@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -209,9 +210,8 @@ def steps() -> None:
             contestants[f"ours {precision}"] = step_of(program, "train", x, y)
             if precision == "f32":
                 on_device = program.put(x), program.put(y)
-                call = lambda p=program, a=on_device: p.train(*a)  # noqa: E731
-                contestants["ours f32, calls"] = call, program.synchronize
-                contestants["ours f32, numpy"] = (lambda p=program, x=x, y=y: p.train(x, y)), program.synchronize
+                contestants["ours f32, calls"] = partial(program.train, *on_device), program.synchronize
+                contestants["ours f32, numpy"] = partial(program.train, x, y), program.synchronize
         for way in ("eager", "max-autotune", "one graph"):
             for tf32 in (False, True):
                 try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
-from simt import native
 from simt.emulator import Emulator, Module, TensorMap, device_array
 
 from pullback.codegen.numpy_math import numpy_functions
@@ -40,7 +38,6 @@ ORDERS = ("forward", "reverse", "random:7")
 """The orders in which threads and blocks run."""
 SEED_BYTES = 64
 """The seed lies first in the state, on a cache line of its own."""
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
 
 def load(kernels: dict[str, Kernel], target: Target) -> Module:

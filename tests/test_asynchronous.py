@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulated import ORDERS, load, run_kernel
-from simt import native
 from simt.emulator import EmulationError
+from simt.native import needs_emulator
 from test_ptx import bits
 
 from pullback.codegen.ptx import emit_kernel, gpu_target
@@ -18,7 +18,6 @@ from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
 
 SM90 = gpu_target("sm_90")
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
 # two stages, by turns; the last step stands behind the loop
 PIPELINE = """

@@ -6,8 +6,8 @@ import numpy as np
 import pages
 import pytest
 from emulated import ORDERS, load, run_kernel
-from simt import native
 from simt.emulator import EmulationError
+from simt.native import needs_emulator
 from test_ptx import bits
 
 from pullback.codegen.ptx import gpu_target
@@ -22,7 +22,6 @@ from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
 
 SM90A = gpu_target("sm_90a")
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 
 # The documentation's: two stages, three steps along k, edges in every direction.
 (TEXT,) = pages.blocks("roles", "kernel")

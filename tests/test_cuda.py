@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from cuda_double_base import R
 from cuda_programs import Built, built, loops, state_of, words
-from simt import native
+from simt.native import needs_emulator
 
 import pullback as pb
 import pullback_runtime as rt
@@ -30,7 +30,7 @@ from pullback_runtime.format import SECTION, parse_manifest
 from pullback_runtime.sections import read_section
 from pullback_runtime.training import fit
 
-pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+pytestmark = needs_emulator
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.py"
 WORD, TARGET = np.array([0, 1, 2, 4], np.int32), np.full((4, 2), 2.0, np.float32)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cuda_programs import built, state_of, words
-from simt import native
+from simt.native import needs_emulator
 
 import pullback as pb
 import pullback_runtime as rt
@@ -16,7 +16,7 @@ from pullback.dsl.trace import trace_functions
 from pullback_runtime import dlpack
 from pullback_runtime.arrays import is_on_gpu
 
-pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+pytestmark = needs_emulator
 WORD, TARGET = np.array([0, 1, 2, 4], np.int32), np.full((4, 2), 2.0, np.float32)
 NAMES = {"int32": "i32", "float32": "f32", "float64": "f64"}
 

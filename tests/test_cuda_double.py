@@ -12,11 +12,10 @@ import pytest
 from cuda_double import Double
 from cuda_double_base import CUDA_KERNEL_NODE_PARAMS, CUDA_MEMCPY3D, Handle, R
 from cuda_programs import words
-from simt import native
+from simt.native import needs_emulator
 
 import pullback_runtime as rt
 
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 FUNCTIONS = sorted(n for n in vars(Double) | vars(Double.__mro__[1]) if re.match(r"cu[A-Z]", n))
 ENUMS = sorted(n for n in dir(Double) if isinstance(getattr(Double, n), EnumMeta))
 HANDLES = {

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from simt import native
+from simt.native import needs_emulator
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = [sys.executable, str(ROOT / "benchmarks" / "device.py"), "--dry-run"]
 
 
-@pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
+@needs_emulator
 def test_dry_run(tmp_path):
     pytest.importorskip("sklearn")
     done = subprocess.run([*SCRIPT, "--out", str(tmp_path)], capture_output=True, text=True, timeout=300)

@@ -14,8 +14,9 @@ import pytest
 from compiled_math import compiled_math
 from differential import difference
 from differential_ways import BATCH, Results, Setting, SettingBuild, by_plan
-from emulated import ORDERS, EmulatedPlan, needs_emulator
+from emulated import ORDERS, EmulatedPlan
 from random_programs import Case, flat, make_case, program
+from simt.native import needs_emulator
 
 from pullback.codegen.ptx import gpu_target
 from pullback.codegen.target import Target

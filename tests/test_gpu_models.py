@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_kernel_bits as attention
-from emulated import ORDERS, follow, gpu_build, needs_emulator
+from emulated import ORDERS, follow, gpu_build
+from simt.native import needs_emulator
 
 import pullback as pb
 from pullback import nn, optim
@@ -195,8 +196,8 @@ def test_random_numbers():
 
 # ---- programs -----------------------------------------------------------------------------------------------
 def labelled(batch: int, width: int, classes: int, steps: int) -> list[tuple[str, list[np.ndarray]]]:
-    labels = lambda: RNG.integers(0, classes, batch).astype(np.int32)  # noqa: E731
-    return [("train", [normal(batch, width), labels()]) for _ in range(steps)]
+    labels = RNG.integers(0, classes, (steps, batch)).astype(np.int32)
+    return [("train", [normal(batch, width), y]) for y in labels]
 
 
 @needs_emulator

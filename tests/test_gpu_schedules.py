@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import schedule_nests as nests
-from emulated import load, needs_emulator, run_kernel
+from emulated import load, run_kernel
 from simt.emulator import EmulationError
+from simt.native import needs_emulator
 from test_ptx import SM90, check, scheduled
 
 import pullback as pb

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import schedule_nests as nests
-from emulated import ORDERS, bits, gpu_build, load, needs_emulator, run_kernel, started
+from emulated import ORDERS, bits, gpu_build, load, run_kernel, started
 from op_samples import samples
 from simt.emulator import EmulationError
+from simt.native import needs_emulator
 from simt.ptx import assemble, needs_ptxas
 from test_ops import derivative_graph, differentiated
 

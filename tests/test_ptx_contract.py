@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import schedule_nests as nests
 from emulated import load, run_kernel
-from simt import native
 from simt.emulator import EmulationError
-from simt.ptx import assemble, ptxas
+from simt.native import needs_emulator
+from simt.ptx import assemble, needs_ptxas
 from test_ptx import check, op_kernels
 
 from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, symbol, translate
@@ -24,8 +24,6 @@ from pullback.schedule.gpu_contract import TILES, BlockTile, schedule_contractio
 
 SM90 = gpu_target("sm_90")
 SMALL = BlockTile(16, 16, 4, 2, 4)
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
-needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")
 
 CASES = {
     "tails": (lambda: nests.linear(19, 21, 7), SMALL),

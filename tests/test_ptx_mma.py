@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import schedule_nests as nests
 from emulated import ORDERS, SEED_BYTES, EmulatedPlan, load, run_kernel, started
-from simt import native
 from simt.emulator import EmulationError
-from simt.ptx import assemble, ptxas
+from simt.native import needs_emulator
+from simt.ptx import assemble, needs_ptxas
 from test_ptx import EXAMPLES
 
 import pullback as pb
@@ -43,8 +43,6 @@ SM80 = gpu_target("sm_80")
 TOLERANCE = 2.0**-17
 """Of the sum of |a b|: a sum of n terms in f32 with a few bits less is off by some 2^-22 for each power of two in n."""
 SMALL = WarpTile(32, 32, 2, 2, 3)
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
-needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")
 
 
 def rounded(kernel: Kernel) -> Kernel:

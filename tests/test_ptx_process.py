@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 from simt import hopper, kernels
-from simt.ptx import AssemblerError, assemble, ptxas
+from simt.ptx import AssemblerError, assemble, needs_ptxas
 
 from pullback.codegen.ptx_process import ptx
 from pullback.errors import BuildError
-
-needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="ptxas was not found (CUDA, or pip install nvidia-cuda-nvcc)")
 
 WORSE = """
 declare float @llvm.{0}.f32(float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import schedule_nests as nests
 from emulated import ORDERS, load, run_kernel
-from simt import native
+from simt.native import needs_emulator
 from test_ptx import bits
 
 from pullback.codegen.ptx import gpu_target
@@ -17,7 +17,6 @@ from pullback.kernel.verify import verify
 from pullback.schedule.pipeline import pipeline
 
 SM80 = gpu_target("sm_80")
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
 TEXT = """
 kernel sums(x: f32[N,32], w: f32[N,32]) -> y: f32[32]
   xs: f32[32] shared

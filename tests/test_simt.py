@@ -6,12 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from simt import hopper, kernels, native
+from simt import hopper, kernels
 from simt.emulator import EmulationError, Emulator, TensorMap, UnsupportedError, device_array
 from simt.intrinsics import INTRINSICS
 from simt.kernels import Text
+from simt.native import needs_emulator
 
-pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "the emulator can run")
+pytestmark = needs_emulator
 ORDERS = ("forward", "reverse", "random:1")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt import native
 from simt.emulator import EmulationError, Emulator, TensorMap
 from simt.hopper import SHARED, descriptor, expect, start, tensor_load, tensor_store, wgmma_call
 from simt.kernels import Text
+from simt.native import needs_emulator
 
-pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "the emulator can run")
+pytestmark = needs_emulator
 ORDERS = ("forward", "reverse", "random:1")
 MAP = 'ptr byval([128 x i8]) align 64 "nvvm.grid_constant" %{}'
 BAR = "@bar = internal addrspace(3) global i64 poison, align 8"

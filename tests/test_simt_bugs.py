@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt import hopper, kernels, native
+from simt import hopper, kernels
 from simt.emulator import EmulationError, Emulator, TensorMap
 from simt.kernels import Text
+from simt.native import needs_emulator
 
-pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "the emulator can run")
+pytestmark = needs_emulator
 ORDERS = ("forward", "reverse", "random:1", "random:2")
 
 

@@ -11,9 +11,9 @@ import emulated
 import numpy as np
 import pytest
 from emulated import ORDERS, EmulatedPlan, load, run_kernel
-from simt import native
 from simt.emulator import EmulationError, Emulator
-from simt.ptx import ptxas
+from simt.native import needs_emulator
+from simt.ptx import needs_ptxas, ptxas
 from test_ptx import bits
 
 import pullback as pb
@@ -44,8 +44,6 @@ from pullback.schedule.gpu_limits import GPU
 from pullback.schedule.gpu_wgmma import Shape, schedule_wgmma
 
 SM90A = gpu_target("sm_90a")
-needs_emulator = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "")
-needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")
 GELU = "0.5 * (acc + b[j]) * (erf(0.7 * (acc + b[j])) + 1.0)"
 
 

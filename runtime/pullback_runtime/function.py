@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from ctypes import c_void_p
 
@@ -183,7 +184,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-class Binding:
+class Binding(ABC):
     """One compiled entry point.  `array`, `convert` and `pad` make what `run` takes of what a caller gives."""
 
     def __init__(self, manifest: Manifest, number: int, entry: Entry):
@@ -204,9 +205,9 @@ class Binding:
         widths = [(0, n - m) for m, n in zip(array.shape, argument.shape, strict=True)]
         return np.ascontiguousarray(np.pad(array, widths, mode="edge"))
 
+    @abstractmethod
     def run(self, inputs: list, cut: int | None = None) -> object:
         """Run the step on arrays of exactly the right types and shapes; `cut`: how many rows are real."""
-        raise NotImplementedError
 
     def fast_path(self) -> Callable | None:
         """A quicker way than `Function._general` for arrays that are right; it is called as that one's function is."""

@@ -12,6 +12,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 SOURCES = ("fibers.c", "sync.c", "memory.c", "warp.c", "async.c", "wgmma.c")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-Wall", "-Wextra")
@@ -76,6 +78,9 @@ def missing() -> str:
     if platform.machine() != "x86_64":
         return f"the emulator's stack switch is for x86-64, this machine is {platform.machine()}"
     return "" if compiler() else "no C compiler (cc, gcc, clang or $CC) was found"
+
+
+needs_emulator = pytest.mark.skipif(bool(missing()), reason=missing() or "the emulator can run")
 
 
 @cache

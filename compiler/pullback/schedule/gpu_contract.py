@@ -8,9 +8,10 @@ was fused into it is evaluated once for each element staged, what was fused behi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
+from typing import Protocol, TypeVar
 
 from ..codegen.target import Target
 from ..errors import ScheduleError
@@ -44,6 +45,16 @@ from .steps import bind, on_loops, split, tidy
 
 ROWS, COLUMNS = "xs", "ws"
 """The staged operands, in shared memory."""
+
+
+class Sides(Protocol):
+    """Elements of the result that a block computes."""
+
+    rows: int
+    columns: int
+
+
+Tile = TypeVar("Tile", bound=Sides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +126,24 @@ def schedule_contraction(
 
 
 def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> BlockTile:
-    """The largest tile of which there are enough to keep the processors busy, and that is not mostly padding."""
+    room = ACCUMULATORS * 32 // kernel.buffers[c.acc].dtype.bits
+    return largest([t for t in TILES if t.thread_rows * t.thread_columns <= room], kernel, c, limits)
+
+
+def largest(tiles: Sequence[Tile], kernel: Kernel, c: Contraction, limits: GpuLimits) -> Tile:
+    """The first tile of which there are enough to keep the processors busy, and that is not mostly padding."""
     extents = extents_of(kernel)
     m, n, depth = extents["i"], extents["j"], prod(extents[k] for k in c.reduced)
     batch = prod(extents[a] for a in c.outer)
-    if min(m, n) < limits.contraction or depth < limits.contraction:
+    if min(m, n, depth) < limits.contraction:
         raise ScheduleError(f"{kernel.name}: too small for a tile")
 
-    def blocks(t: BlockTile) -> int:
+    def blocks(t: Tile) -> int:
         return -(-m // t.rows) * -(-n // t.columns) * batch
 
-    def padded(t: BlockTile) -> float:
-        return blocks(t) * t.rows * t.columns / (m * n * batch)
+    def padded(t: Tile) -> int:
+        return blocks(t) * t.rows * t.columns
 
-    room = ACCUMULATORS * 32 // kernel.buffers[c.acc].dtype.bits
-    tiles = [t for t in TILES if t.thread_rows * t.thread_columns <= room]
     least = min(map(padded, tiles))
     fitting = [t for t in tiles if padded(t) <= 1.5 * least]
     return next((t for t in fitting if blocks(t) >= limits.blocks), max(fitting, key=blocks))

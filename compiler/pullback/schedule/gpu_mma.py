@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd
 
 from ..codegen.target import Target
 from ..errors import ScheduleError
@@ -42,6 +42,7 @@ from ..kernel.kernel import (
     map_store,
 )
 from .cpu_contract import Contraction, accumulation, normalise, recognise
+from .gpu_contract import largest
 from .gpu_limits import GPU, GpuLimits
 from .nest import chain_of, extents_of, outer_chain, stride
 from .pipeline import pipeline
@@ -92,10 +93,10 @@ def schedule_mma(
     limits: GpuLimits = GPU,
     tile: WarpTile | None = None,
 ) -> Kernel:
-    """The buffers `fixed` keep their shapes; `tile` overrides `choose` (tests and measurements)."""
+    """The buffers `fixed` keep their shapes; `tile` overrides `largest` (tests and measurements)."""
     factors = _factors(kernel)
     kernel, c = normalise(kernel, target, fixed)
-    t = tile or choose(kernel, c, limits)
+    t = tile or largest(TILES, kernel, c, limits)
     return _Writer(kernel, c, t, factors).kernel()
 
 
@@ -116,25 +117,6 @@ def _staged(e: Expr) -> tuple[Expr, str]:
     if isinstance(e, Apply) and (e.fn == "tf32" or (e.fn == "cast" and e.args[0].dtype in (bf16, f16))):
         return e.args[0], e.fn
     return e, ""
-
-
-def choose(kernel: Kernel, c: Contraction, limits: GpuLimits) -> WarpTile:
-    """The largest tile of which there are enough to keep the processors busy, and that is not mostly padding."""
-    extents = extents_of(kernel)
-    m, n, depth = extents["i"], extents["j"], prod(extents[k] for k in c.reduced)
-    batch = prod(extents[a] for a in c.outer)
-    if min(m, n, depth) < limits.contraction:
-        raise ScheduleError(f"{kernel.name}: too small for a tile")
-
-    def blocks(t: WarpTile) -> int:
-        return -(-m // t.rows) * -(-n // t.columns) * batch
-
-    def padded(t: WarpTile) -> int:
-        return blocks(t) * t.rows * t.columns
-
-    least = min(map(padded, TILES))
-    fitting = [t for t in TILES if padded(t) <= 1.5 * least]
-    return next((t for t in fitting if blocks(t) >= limits.blocks), max(fitting, key=blocks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ..kernel.kernel import (
     Apply,
     Barrier,
     Buffer,
+    Expr,
     Kernel,
     Load,
     Loop,
@@ -207,7 +208,10 @@ def _guarded(kernel: Kernel, terms: Collection[str]) -> Kernel:
     def go(s: Stmt) -> tuple[Stmt, ...]:
         if not isinstance(s, Store) or not s.masks:
             return (s,)
-        guard = lambda e: replace(e, masks=s.masks) if isinstance(e, Load) and e.buffer in terms else e  # noqa: E731
-        return (map_store(s, guard),)
+
+        def guarded(e: Expr) -> Expr:
+            return replace(e, masks=s.masks) if isinstance(e, Load) and e.buffer in terms else e
+
+        return (map_store(s, guarded),)
 
     return replace(kernel, body=map_stmts(kernel.body, go))
