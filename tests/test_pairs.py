@@ -77,7 +77,6 @@ def test_every_tiling(tiling):
 @settings(max_examples=15, deadline=None)
 def test_random_tilings(m, n, k, form, mr, nv, row_tiles, panels, pack_a):
     carry = k > 4
-    n = max(n, 2)
     tiling = Tiling(mr, nv, mr * row_tiles, nv * 16 * panels, (k + 3) // 4 if carry else k, pack_a, True, carry)
     nests.same_meaning(kernel := linear(m, n, k, form), schedule_contraction(kernel, DOT, tiling=tiling))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import ceil, gcd, prod, sqrt
+from math import ceil, gcd, inf, prod, sqrt
 
 from ..codegen.target import Target
 from ..kernel.kernel import Apply, Expr, Kernel, Load, Loop, Store, loads, read, stores, written
@@ -109,7 +109,7 @@ def schedule_contraction(
 ) -> Kernel:
     """The buffers `fixed` keep their shapes; `tiling` overrides `choose` (tests and measurements)."""
     kernel, c = normalise(kernel, target, fixed)
-    if fits(recognise(kernel)[-1], target):
+    if extents_of(kernel)["j"] > 1 and fits(recognise(kernel)[-1], target):
         kernel, c = split_pairs(kernel, c.reduced[-1]), replace(c, pair=(PAIR,))
     lanes = lanes_for(kernel, c, target)
     t = tiling or choose(kernel, c, target, limits)
@@ -285,8 +285,8 @@ def normalise(kernel: Kernel, target: Target, fixed: Collection[str] = ()) -> tu
     def price(col: str | None, row: str | None, operand: Expr) -> float:
         """Cycles per element of k when `col` is vectorised: fma, transposition, scattered stores."""
         n, m, depth = extents.get(col, 1), extents.get(row, 1), prod(extents[x] for x in reduced)
-        if n == 1 and not fits(step, target):
-            return max(m / 2, 4.0)  # scalars, two at a time
+        if n == 1:  # scalars, two at a time; pairs are added in vectors only
+            return inf if m > 1 and fits(step, target) else max(m / 2, 4.0)
         vectors = ceil(n / lanes)
         wide = max((abs(stride(kernel, x, col) or 0) for x in loads(operand)), default=0) if col else 0
         near = max((abs(stride(kernel, x, k) or 0) for x in loads(operand)), default=0)
