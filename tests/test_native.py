@@ -262,7 +262,7 @@ def test_foreign_files_are_refused(path, tmp_path):
 def test_other_versions_and_machines_are_refused(path, tmp_path):
     _, good = read_section(path, SECTION)
     raw = json.loads(good)
-    with pytest.raises(rt.ArtifactError, match="format version 99, but this runtime reads version 2"):
+    with pytest.raises(rt.ArtifactError, match="format version 99, but this runtime reads version 3"):
         parse_manifest(json.dumps({**raw, "version": 99}).encode())
     with pytest.raises(rt.ArtifactError, match="code for x86_64, but the manifest says aarch64"):
         parse_manifest(json.dumps({**raw, "machine": "aarch64"}).encode(), "a.so", "x86_64")

@@ -18,7 +18,7 @@ from math import prod
 from .errors import ArtifactError
 from .sections import read_section
 
-VERSION = 2
+VERSION = 3
 """Of the manifest and the C ABI.  A runtime reads artifacts of its own version only."""
 
 SECTION = ".pullback.manifest"

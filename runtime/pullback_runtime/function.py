@@ -11,13 +11,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from ctypes import c_void_p
+from functools import partial
 
 import numpy as np
 
 from . import library
 from .arrays import as_array, convert, numpy_dtype, raw
 from .errors import ArgumentError, ArgumentShapeError, CheckError, NotFiniteError, RuntimeFailure
-from .fastcall import has_fast_path, make_fast_path
+from .fastcall import fastest
 from .format import Array, Call, Manifest
 from .format import Function as Entry
 
@@ -25,21 +26,24 @@ LONG_STEP = 0.005
 """Steps that take longer (in seconds) can be interrupted in the middle; shorter ones end first."""
 
 
-class Function:
-    """A callable of an artifact: one or several bindings (compiled shapes) of one name."""
+class Function(partial):
+    """A callable of an artifact: one or several bindings (compiled shapes) of one name.
 
-    def __init__(self, name: str, bindings: list[Binding]):
+    It is a `partial`, without arguments of its own, of its quickest way, so that nothing of Python lies between.
+    """
+
+    def __new__(cls, name: str, bindings: list[Binding]):
+        self = super().__new__(cls, fastest(General(name, bindings)))
         self.name, self.bindings = name, bindings
-        self._paths: dict[Binding, Callable] = {}
-        self._fast = self._path(bindings[0])
         first = bindings[0].entry
         self.__name__ = self.__qualname__ = name
         self.__doc__ = f"Compiled from {first.file}:{first.line}.  Compiled for " + "; ".join(
-            b.signature() for b in self.bindings
+            b.signature() for b in bindings
         )
+        return self
 
-    def __call__(self, *args, **kwargs):
-        return self._fast(self, *args, **kwargs)
+    def __repr__(self) -> str:
+        return f"<compiled function {self.name}: {'; '.join(b.signature() for b in self.bindings)}>"
 
     # ---- what it takes ---------------------------------------------------------------------------------
     @property
@@ -68,20 +72,14 @@ class Function:
         entry = self.bindings[0].entry
         return _builder(entry.inputs)([arrays[a.name] for a in entry.arguments]) if entry.arguments else {}
 
-    def _path(self, binding: Binding) -> Callable:
-        """The fast path of a binding; the general way if it has none."""
-        if binding not in self._paths:
-            self._paths[binding] = binding.fast_path() or Function._any
-        return self._paths[binding]
 
-    def _any(self, *args, **kwargs):
-        return self._general(args, kwargs)
+class General:
+    """The general way of a call: inputs are matched with names and shapes, converted, padded, or refused."""
 
-    def __repr__(self) -> str:
-        return f"<compiled function {self.name}: {'; '.join(b.signature() for b in self.bindings)}>"
+    def __init__(self, name: str, bindings: list[Binding]):
+        self.name, self.bindings = name, bindings
 
-    # ---- the general way -------------------------------------------------------------------------------
-    def _general(self, args: tuple, kwargs: dict):
+    def __call__(self, args: tuple, kwargs: dict):
         entry = self.bindings[0].entry
         values = self._flatten(args, kwargs, entry)
         names = [f"{self.name}: input {a.name!r}" for a in entry.arguments]
@@ -91,8 +89,6 @@ class Function:
         converted = [binding.convert(x, a, n) for x, a, n in zip(arrays, entry.arguments, names, strict=True)]
         if cut is not None:
             converted = [binding.pad(x, a) for x, a in zip(converted, entry.arguments, strict=True)]
-        else:
-            self._fast = self._path(binding)
         return binding.run(converted, cut)
 
     def _flatten(self, args: tuple, kwargs: dict, entry: Entry) -> list:
@@ -187,6 +183,9 @@ def _shape(shape: tuple[int, ...]) -> str:
 class Binding(ABC):
     """One compiled entry point.  `array`, `convert` and `pad` make what `run` takes of what a caller gives."""
 
+    is_native = False
+    """Is it a `HostBinding`, which the fast path may call?"""
+
     def __init__(self, manifest: Manifest, number: int, entry: Entry):
         self.manifest, self.number, self.entry = manifest, number, entry
         self.shapes = [a.shape for a in entry.arguments]
@@ -208,10 +207,6 @@ class Binding(ABC):
     @abstractmethod
     def run(self, inputs: list, cut: int | None = None) -> object:
         """Run the step on arrays of exactly the right types and shapes; `cut`: how many rows are real."""
-
-    def fast_path(self) -> Callable | None:
-        """A quicker way than `Function._general` for arrays that are right; it is called as that one's function is."""
-        return None
 
     def signature(self) -> str:
         return f"{self.entry.name}({', '.join(f'{a.name}: {a}' for a in self.entry.arguments)})"
@@ -249,35 +244,35 @@ def failure(function: str, call: Call, site: int, value: int) -> RuntimeFailure:
 class HostBinding(Binding):
     """An entry point of native code, and its argument block, which is filled in anew for every call."""
 
+    is_native = True
+
     def __init__(self, context: library.Context, manifest: Manifest, number: int, entry: Entry):
         super().__init__(manifest, number, entry)
         self.context = context
         self.arrays = (c_void_p * max(len(entry.arguments) + len(entry.results), 1))()
         self.status = library.Status()
-        self.block = library.CallBlock.of(context.address, number, self.arrays, self.status)
-        self.address = ctypes.addressof(self.block)
+        arrays, status = ctypes.addressof(self.arrays), ctypes.addressof(self.status)
+        self.block = library.CallBlock(context.address, number, arrays, status)
+        self.call = context.library.builtin(self.block)
         self.quick = False
         """Known to be so short that nobody needs to interrupt it in the middle."""
-
-    def fast_path(self) -> Callable | None:
-        return make_fast_path(self) if has_fast_path(self) else None
 
     def run(self, inputs: list[np.ndarray], cut: int | None = None) -> object:
         inputs = [x.copy() if np.may_share_memory(x, self.context.state) else x for x in inputs]
         results = [np.empty(a.shape, numpy_dtype(a.dtype)) for a in self.entry.results]
         capsules = tuple(raw(x).__array_struct__ for x in (*inputs, *results))
         with self.context.lock:
-            code = self.watched(capsules)
+            code = self.watched(*capsules)
             if code and self.failed(code):
                 raise ArgumentError(f"{self.entry.name}: an input does not match {self.signature()}")
         return self.finish(results, cut)
 
-    def watched(self, capsules: tuple) -> int:
+    def watched(self, *capsules) -> int:
         """A step that a signal can interrupt.  If the signal's handler does not raise, the step is run again."""
         start = time.perf_counter()
         while True:
             with self.context.flag.watch():
-                code = self.context.call(self.address, capsules)
+                code = self.call(*capsules)
             if code != library.STOPPED:
                 break
         self.quick = time.perf_counter() - start < LONG_STEP

@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from ctypes import c_int64, c_uint32, c_uint64, c_void_p
 
 import numpy as np
@@ -65,15 +66,22 @@ class CallBlock(ctypes.Structure):
         ("function", c_int64),
         ("arrays", c_void_p),
         ("status", c_void_p),
-        *((name, c_void_p) for name in ("tuple_item", "capsule_pointer", "save_thread", "restore_thread")),
     ]
 
-    @classmethod
-    def of(cls, context: int, function: int, arrays: ctypes.Array, status: Status) -> CallBlock:
-        api = ctypes.pythonapi
-        functions = (api.PyTuple_GetItem, api.PyCapsule_GetPointer, api.PyEval_SaveThread, api.PyEval_RestoreThread)
-        addresses = (ctypes.cast(f, c_void_p).value for f in functions)
-        return cls(context, function, ctypes.addressof(arrays), ctypes.addressof(status), *addresses)
+
+class Method(ctypes.Structure):
+    """CPython's `PyMethodDef`, part of its stable ABI."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("function", c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+    FASTCALL = 0x80
+
+
+_NEEDED = ("PyCapsule_GetPointer", "PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_FromLongLong")
+"""What `pb_call_python` calls, in the order of `pb_python`."""
+
+
+def _address(function) -> int:
+    return ctypes.cast(function, c_void_p).value
 
 
 def memory(nbytes: int) -> np.ndarray:
@@ -109,14 +117,25 @@ class Library:
         self.close = self._function("pb_close", None, c_void_p)
         self.init = self._function("pb_init", c_int64, c_void_p, c_uint64, c_void_p)
         self.run = self._function("pb_run", c_int64, c_void_p, c_int64, c_void_p, c_void_p)
-        # It releases the interpreter lock itself, when it has the arrays.
-        locked = ctypes.PyDLL(self.lib._name)
-        self.call = self._function("pb_call_python", c_int64, c_void_p, ctypes.py_object, lib=locked)
+        addresses = [_address(getattr(ctypes.pythonapi, name)) for name in _NEEDED]
+        self._function("pb_python", None, c_void_p)((c_void_p * len(addresses))(*addresses))
+        self.method = Method(b"call", _address(self.lib.pb_call_python), Method.FASTCALL, None)
 
-    def _function(self, name: str, result, *arguments, lib: ctypes.CDLL | None = None):
-        f = getattr(lib or self.lib, name)
+    def _function(self, name: str, result, *arguments):
+        f = getattr(self.lib, name)
         f.restype, f.argtypes = result, arguments
         return f
+
+    def builtin(self, block: CallBlock) -> Callable[..., int]:
+        """Native code as a builtin function: `__array_struct__` capsules in, status out, nothing of ctypes between.
+
+        The caller keeps library and block alive.
+        """
+        capsule = ctypes.PYFUNCTYPE(ctypes.py_object, c_void_p, c_void_p, c_void_p)(("PyCapsule_New", ctypes.pythonapi))
+        create = ctypes.PYFUNCTYPE(ctypes.py_object, c_void_p, ctypes.py_object, c_void_p)(
+            ("PyCFunction_NewEx", ctypes.pythonapi)
+        )
+        return create(ctypes.addressof(self.method), capsule(ctypes.addressof(block), None, None), None)
 
 
 class Context:
@@ -126,7 +145,7 @@ class Context:
     """
 
     def __init__(self, library: Library, threads: int):
-        self.library, self.call = library, library.call
+        self.library = library
         self.lock, self.flag = threading.Lock(), Flag()
         self.level = library.level()
         self.is_open = False

@@ -76,10 +76,12 @@ typedef struct {{
   int64_t function;
   const void *const *array_interfaces;
   pb_status *status;
-  void *python[4];                /* for pb_call_python, which the Python runtime uses */
 }} pb_call_block;
 int64_t pb_call(const pb_call_block *);
-int64_t pb_call_python(const pb_call_block *, void *capsules);
+
+/* For the Python runtime: pb_call as a builtin function, after CPython's functions were told. */
+void pb_python(void *const functions[4]);
+void *pb_call_python(void *self, void *const *capsules, int64_t count);
 """
 
 _SIZES = {"pb_options": Options.SIZE, "pb_sizes_t": Sizes.SIZE, "pb_status": Status.SIZE, "pb_call_block": Block.SIZE}

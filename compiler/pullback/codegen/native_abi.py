@@ -22,7 +22,7 @@ from .native_layout import (
 
 EXPORTS = (
     "pb_abi", "pb_manifest", "pb_features", "pb_level", "pb_sizes", "pb_open", "pb_init", "pb_run", "pb_call",
-    "pb_call_python", "pb_state", "pb_close",
+    "pb_python", "pb_call_python", "pb_state", "pb_close",
 )  # fmt: skip
 """The functions that an artifact exports."""
 
@@ -34,6 +34,7 @@ GLOBALS = """
 @pb_level_count = external hidden constant i64
 @pb_constants = external hidden constant i8
 @pools = internal global ptr null
+@python = internal global [4 x ptr] zeroinitializer
 @pb_fini = internal constant [1 x ptr] [ptr @stop_all], section ".fini_array", align 8
 @llvm.used = appending global [1 x ptr] [ptr @pb_fini], section "llvm.metadata"
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)

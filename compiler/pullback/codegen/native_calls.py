@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .native_builder import Function, Value
-from .native_layout import MAGIC, Block, Context, Control, Entry, Header, Pool, Status
+from .native_layout import MAGIC, Block, Context, Control, Entry, Header, Pool, Python, Status
 
 # numpy's PyArrayInterface, and the flags that an argument must have: C-contiguous, aligned, native byte order,
 # and for an output writeable.
@@ -12,7 +12,7 @@ INPUT_FLAGS, OUTPUT_FLAGS = 0x301, 0x701
 
 
 def functions() -> list[Function]:
-    return [execute(), run(), matches(), call(), call_python()]
+    return [execute(), run(), matches(), call(), python(), call_python()]
 
 
 def execute() -> Function:
@@ -129,29 +129,39 @@ def call() -> Function:
     return f
 
 
-def call_python() -> Function:
-    """`pb_call` on a tuple of `__array_struct__` capsules, with the interpreter lock released while the step runs.
+def python() -> Function:
+    """Tell where CPython's functions are, so that an artifact does not depend on Python."""
+    f = Function("void", "pb_python", "ptr functions", linkage="")
+    for offset in range(0, Python.SIZE, 8):
+        (f.symbol("python") + offset).store((f["functions"] + offset).load("ptr"), "ptr")
+    f.ret()
+    return f
 
-    CPython's functions come in the block, so an artifact does not depend on Python.
+
+def call_python() -> Function:
+    """`pb_call` as a builtin function of CPython (METH_FASTCALL): self is a capsule of the block, the arguments are
+    `__array_struct__` capsules, the result is the status code.  The interpreter lock is released during the step.
     """
-    f = Function("i64", "pb_call_python", "ptr block, ptr capsules", linkage="")
-    block, capsules = f["block"], f["capsules"]
+    f = Function("ptr", "pb_call_python", "ptr self, ptr capsules, i64 count", linkage="")
+    api = f.symbol("python")
+    pointer, integer = (api + Python.CAPSULE_POINTER).load("ptr"), (api + Python.INTEGER).load("ptr")
+    block = f.call("ptr", pointer, f["self"], f.null())
+    with f.when(block == f.null()):  # it has set the exception
+        f.ret(f.null())
     context, arrays = (block + Block.CONTEXT).load("ptr"), (block + Block.ARRAYS).load("ptr")
     with f.when((context + Context.MAGIC).load() != MAGIC):
-        f.ret(Status.NO_CONTEXT)
+        f.ret(f.call("ptr", integer, f.operand(Status.NO_CONTEXT, "i64")))
     tables = (context + Context.TABLES).load("ptr")
     entry = tables + (tables + Header.FUNCTION_ROWS).load() + (block + Block.FUNCTION).load() * Entry.SIZE
-    item, pointer = (block + Block.TUPLE_ITEM).load("ptr"), (block + Block.CAPSULE_POINTER).load("ptr")
-    with f.count_to(0, (entry + Entry.ARRAYS).load()) as i:
-        capsule = f.call("ptr", item, capsules, i)
-        with f.when(capsule == f.null()):
-            f.ret(Status.ARGUMENT)
-        array = f.call("ptr", pointer, capsule, f.null())
+    with f.when((entry + Entry.ARRAYS).load() != f["count"]):
+        f.ret(f.call("ptr", integer, f.operand(Status.ARGUMENT, "i64")))
+    with f.count_to(0, f["count"]) as i:
+        array = f.call("ptr", pointer, (f["capsules"] + (i << 3)).load("ptr"), f.null())
         with f.when(array == f.null()):
-            f.ret(Status.ARGUMENT)
+            f.ret(f.null())
         (arrays + (i << 3)).store(array, "ptr")
-    thread = f.call("ptr", (block + Block.SAVE_THREAD).load("ptr"))
+    thread = f.call("ptr", (api + Python.SAVE_THREAD).load("ptr"))
     code = f.call("i64", "pb_call", block)
-    f.call("void", (block + Block.RESTORE_THREAD).load("ptr"), thread)
-    f.ret(code)
+    f.call("void", (api + Python.RESTORE_THREAD).load("ptr"), thread)
+    f.ret(f.call("ptr", integer, code))
     return f

@@ -8,7 +8,7 @@ from __future__ import annotations
 MAGIC = 0x6B636162_6C6C7570
 """Marks an open context ("pullback")."""
 
-ABI = 2
+ABI = 3
 MAX_WORKERS = 256
 
 
@@ -95,10 +95,17 @@ class Sizes:
 
 
 class Block:
-    """`pb_call_block`: arguments of `pb_call`; the last four, of CPython's API, are for `pb_call_python` only."""
+    """`pb_call_block`: arguments of `pb_call`."""
 
-    CONTEXT, FUNCTION, ARRAYS, STATUS, TUPLE_ITEM, CAPSULE_POINTER, SAVE_THREAD, RESTORE_THREAD = range(0, 64, 8)
-    SIZE = 64
+    CONTEXT, FUNCTION, ARRAYS, STATUS = range(0, 32, 8)
+    SIZE = 32
+
+
+class Python:
+    """The functions of CPython's API that `pb_call_python` uses, all of its stable ABI."""
+
+    CAPSULE_POINTER, SAVE_THREAD, RESTORE_THREAD, INTEGER = range(0, 32, 8)
+    SIZE = 32
 
 
 class Pool:
