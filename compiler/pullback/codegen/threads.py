@@ -8,9 +8,9 @@ else is the CPU's emitter (`emit.py`).  What is different here:
 * What stands outside of such loops is run by all threads: each computes the same registers; memory is written by
   the first.
 * Registers and locals are *distributed*: a buffer keeps its logical shape in the kernel, and each thread holds the
-  elements that its own axes choose, so their terms are dropped from addresses.  Where one dimension moves with a
-  lane, element e of it belongs to lane e mod 32; an element of another lane comes by a shuffle, which is all that
-  a fold over lanes needs.
+  elements that its own axes choose, so their terms are dropped from addresses.  Where one dimension moves with V times
+  a lane, element e of it belongs to lane (e / V) mod 32, so that V neighbours are a vector of one lane; elements of
+  another lane come by shuffles, which is all that a fold over lanes needs.
 * An asynchronous store is a copy that the machine makes on its own (`copies.py`); `Commit` and `Wait` are each
   thread's own.
 * `Barrier` waits for the threads that share the loops around it: in a warp loop the lanes of the warp, else the
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 from ..errors import VerifyError
 from ..graph.types import f32, f64
@@ -79,50 +80,70 @@ def threads_of(kernel: Kernel) -> int:
 
 
 # ---- distribution ---------------------------------------------------------------------------------------
-def distribution(kernel: Kernel) -> dict[str, int]:
-    """Private buffer -> the dimension that lies across the lanes of a warp, element e in lane e mod 32.
+class Spread(NamedTuple):
+    """How a private buffer lies across the lanes of a warp: element e of `dimension` in lane (e / unit) mod 32."""
 
-    Other private buffers are not in it: each thread has what its own axes choose, or a copy of the whole.  Raises
+    dimension: int
+    unit: int
+
+    def held(self, n: int) -> int:
+        """Places that each lane needs for n elements."""
+        return -(-n // (WARP * self.unit)) * self.unit
+
+    def place(self, e: int) -> tuple[int, int]:
+        """(lane, which of its elements)."""
+        at, within = divmod(e, self.unit)
+        return at % WARP, at // WARP * self.unit + within
+
+
+def distribution(kernel: Kernel) -> dict[str, Spread]:
+    """How private buffers lie across the lanes of a warp.
+
+    Those that do not are not in it: each thread has what its own axes choose, or a copy of the whole.  Raises
     `VerifyError` where a thread would need an element that it cannot get: for those across lanes by a shuffle that
     all lanes take part in, for others not at all.
     """
     private = {b.name for b in kernel.locals if b.space in PRIVATE}
     uses: dict[str, list[tuple[Load | Store, Mapping[str, Loop]]]] = {}
-    for x, dealt in _accesses(kernel.body, {}) if private else ():
+    for x, around in _accesses(kernel.body, {}) if private else ():
         if x.buffer in private:
-            uses.setdefault(x.buffer, []).append((x, dealt))
-    across: dict[str, int] = {}
+            uses.setdefault(x.buffer, []).append((x, around))
+    across: dict[str, Spread] = {}
     wgmma.check(kernel)
     for name, accesses in uses.items():
-        terms = {_dealt_terms(x, dealt) for x, dealt in accesses}
-        dimensions = {s[0] for t in terms for s in t}
-        single = all(len(t) <= 1 and all(s[1:3] == ("lane", 1) for s in t) for t in terms)
-        if single and len(dimensions) == 1:
-            (across[name],) = dimensions
-            for x, dealt in accesses:
-                _check(kernel, x, across[name], dealt)
+        terms = {_dealt_terms(x, around) for x, around in accesses}
+        found = {(d, c) for t in terms for d, binding, c, _ in t if binding == "lane" and c > 0}
+        if len(found) == 1 and all(len(t) <= 1 for t in terms) and not any(s[1] != "lane" for t in terms for s in t):
+            across[name] = Spread(*found.pop())
+            for x, around in accesses:
+                _check(kernel, x, across[name], around)
         elif len(terms) > 1:
             raise VerifyError(f"kernel {kernel.name}: threads would read each other's elements of {name}")
     return across
 
 
-def _dealt_terms(x: Load | Store, dealt: Mapping[str, Loop]) -> tuple[tuple[int, str, int, int], ...]:
+def _dealt_terms(x: Load | Store, around: Mapping[str, Loop]) -> tuple[tuple[int, str, int, int], ...]:
     """Where an access moves with threads: (dimension, binding, coefficient, extent); lanes of any extent alike."""
     out = []
     for d, i in enumerate(x.index):
         for n, c in i.terms if isinstance(i, Affine) else ():
-            if n in dealt:
-                s = dealt[n]
-                out.append((d, s.binding, c, 0 if s.binding == "lane" and c == 1 else s.extent))
+            if n in around and (s := around[n]).binding in LEVELS:
+                out.append((d, s.binding, c, 0 if s.binding == "lane" else s.extent))
     return tuple(sorted(out))
 
 
-def _check(kernel: Kernel, x: Load | Store, d: int, dealt: Mapping[str, Loop]) -> None:
-    """An access of a buffer whose dimension d lies across lanes: of the lane's own element, or a shuffle."""
-    i, where = x.index[d], f"kernel {kernel.name}: {x.buffer} lies across lanes"
-    if not isinstance(i, Affine) or any(c % WARP for n, c in i.terms if n not in dealt):
+def _check(kernel: Kernel, x: Load | Store, spread: Spread, around: Mapping[str, Loop]) -> None:
+    """An access of a buffer that lies across lanes: of the lane's own elements, or a shuffle."""
+    i, where = x.index[spread.dimension], f"kernel {kernel.name}: {x.buffer} lies across lanes"
+    within, dealt = 0, False
+    for n, c in i.terms if isinstance(i, Affine) else ():
+        if n in around and around[n].binding in LEVELS:
+            dealt = True
+        elif c % (WARP * spread.unit):  # a step from one neighbour to the next, or to where it does not belong
+            within += c * (around[n].extent - 1) if n in around and 0 < c < spread.unit else spread.unit
+    if not isinstance(i, Affine) or within + i.const % spread.unit >= spread.unit:
         raise VerifyError(f"{where}, and its index does not move by whole warps")
-    if i.const % WARP == 0 and any(n in dealt for n, _ in i.terms):
+    if dealt and spread.place(i.const)[0] == 0:
         return
     if isinstance(x, Store):
         raise VerifyError(f"{where}, and a store to {i} is not each lane's own")
@@ -130,18 +151,18 @@ def _check(kernel: Kernel, x: Load | Store, d: int, dealt: Mapping[str, Loop]) -
         raise VerifyError(f"{where}, and another lane's element is read under a mask")
 
 
-def _accesses(stmts: Iterable[Stmt], dealt: Mapping[str, Loop]) -> Iterator[tuple[Load | Store, Mapping[str, Loop]]]:
-    """Every access, with the loops around it that are dealt to threads."""
+def _accesses(stmts: Iterable[Stmt], around: Mapping[str, Loop]) -> Iterator[tuple[Load | Store, Mapping[str, Loop]]]:
+    """Every access, with the loops of constant extent around it."""
     for s in stmts:
         if isinstance(s, Store):
-            yield s, dealt
+            yield s, around
             for e in exprs(s):
                 for x in loads(e):
-                    yield x, dealt
+                    yield x, around
         elif isinstance(s, Loop):
-            yield from _accesses(s.body, {**dealt, s.axis: s} if s.binding in LEVELS else dealt)
+            yield from _accesses(s.body, {**around, s.axis: s} if isinstance(s.extent, int) else around)
         elif isinstance(s, Tile) and s.name != "wgmma":
-            yield from _accesses(s.body, dealt)
+            yield from _accesses(s.body, around)
 
 
 def shuffle(b: Builder, v: Value, how: str, lane: int) -> Value:
@@ -344,17 +365,20 @@ class ThreadEmitter(Emitter):
         """An index among the elements that each thread has."""
         if not isinstance(i, Affine):
             return i
-        unit = WARP if self.spread.get(buffer.name) == d else 1
-        return Affine(i.const // unit, tuple((n, c // unit) for n, c in i.terms if n not in self.bound))
+        own = [(n, c) for n, c in i.terms if n not in self.bound]
+        spread = self.spread.get(buffer.name)
+        if spread is None or spread.dimension != d:
+            return Affine(i.const, tuple(own))
+        return Affine(spread.place(i.const)[1], tuple((n, c if c < spread.unit else c // WARP) for n, c in own))
 
     def _layout(self, buffer: Buffer) -> Buffer:
         """What each thread has of a private buffer."""
-        d = self.spread.get(buffer.name)
-        if d is None:
+        spread = self.spread.get(buffer.name)
+        if spread is None:
             return buffer
         own = self._layouts.get(buffer.name)
         if own is None:
-            shape = tuple(-(-n // WARP) if k == d else n for k, n in enumerate(buffer.shape))
+            shape = tuple(spread.held(n) if k == spread.dimension else n for k, n in enumerate(buffer.shape))
             own = self._layouts[buffer.name] = replace(buffer, shape=shape, strides=())
         return own
 
@@ -365,17 +389,18 @@ class ThreadEmitter(Emitter):
         v = super().load(e)
         if not self._crosses(e):
             return v
-        i = e.index[self.spread[e.buffer]]
+        spread = self.spread[e.buffer]
+        i = e.index[spread.dimension]
         moves = any(n in self.bound for n, _ in i.terms)
-        return shuffle(self.b, v, "down" if moves else "idx", i.const % WARP)
+        return shuffle(self.b, v, "down" if moves else "idx", spread.place(i.const)[0])
 
     def _crosses(self, e: Load) -> bool:
         """Is another lane's element read?"""
-        d = self.spread.get(e.buffer)
-        if d is None:
+        spread = self.spread.get(e.buffer)
+        if spread is None:
             return False
-        i = e.index[d]
-        return i.const % WARP != 0 or not any(n in self.bound for n, _ in i.terms)
+        i = e.index[spread.dimension]
+        return spread.place(i.const)[0] != 0 or not any(n in self.bound for n, _ in i.terms)
 
     def pointer(self, buffer: Buffer) -> Value:
         p = self.pointers.get(buffer.name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import prod
 
 from .kernel import Affine, Apply, Load, Loop, Store, Tile, exprs, walk_expr
 
@@ -56,19 +57,22 @@ def _dot(tile: Tile) -> str:
 
 
 def _fold(tile: Tile) -> str:
-    """Loops of halving extents, each of which combines the upper half of some arrays into the lower."""
+    """Loops of halving extents (or nests, over lanes and their neighbours), each of which combines the upper half of
+    some arrays into the lower."""
     extents: list[int] = []
     for s in tile.body:
-        if not isinstance(s, Loop) or not isinstance(s.extent, int):
+        loops, body = _nest(Tile("fold", (s,)))
+        if not loops or not all(isinstance(t.extent, int) for t in loops):
             return "expected loops of constant extent"
-        extents.append(s.extent)
-        for t in s.body:
+        axes, h = {t.axis for t in loops}, prod(t.extent for t in loops)
+        extents.append(h)
+        for t in body:
             if not isinstance(t, Store):
                 return "expected stores in its loops"
             loaded = [x for e in exprs(t) for x in walk_expr(e) if isinstance(x, Load)]
-            upper = tuple(i + s.extent if isinstance(i, Affine) and i.coef(s.axis) else i for i in t.index)
+            upper = tuple(i + h if isinstance(i, Affine) and not axes.isdisjoint(i.axes) else i for i in t.index)
             if not any(x.buffer == t.buffer and x.index == upper for x in loaded):
-                return f"expected {t.buffer}[{s.axis}] to take in {t.buffer}[{s.axis} + {s.extent}]"
+                return f"expected {t.buffer}[{loops[0].axis}] to take in {t.buffer}[{loops[0].axis} + {h}]"
     if any(a != 2 * b for a, b in pairwise(extents)) or (extents and extents[-1] != 1):
         return f"expected extents that halve down to 1, got {extents}"
     return ""

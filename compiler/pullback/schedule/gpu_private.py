@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
+from ..codegen.threads import Spread
 from ..kernel.kernel import Affine, Kernel, Loop, Stmt, exprs, loads, map_stmts, stores, walk
 from .staging import place
 
@@ -17,8 +18,8 @@ FREE = frozenset(("unroll", "vector", "thread", "warp", "lane"))
 """Bindings that make an index constant for each copy or thread."""
 
 
-def place_private(kernel: Kernel, limit: int, across: Mapping[str, int]) -> Kernel:
-    """Registers for locals of which a thread has at most `limit` elements; `across`: dimensions shared by 32 lanes."""
+def place_private(kernel: Kernel, limit: int, across: Mapping[str, Spread]) -> Kernel:
+    """Registers for locals of which a thread has at most `limit` elements; `across`: those that lanes share."""
     loops: dict[str, list[Loop]] = {}
     for s in walk(kernel.body):
         if isinstance(s, Loop):
@@ -40,10 +41,12 @@ def place_private(kernel: Kernel, limit: int, across: Mapping[str, int]) -> Kern
     unroll: set[str] = set()
     for b in kernel.locals:
         axes = moving.get(b.name, set())
-        if b.space not in ("register", "local") or not (axes or b.name in by_data):
+        fixed = not axes and b.name not in by_data
+        if b.space not in ("register", "local") or (b.space == "register" and fixed):
             continue
-        held = prod(-(-n // 32) if across.get(b.name) == d else n for d, n in enumerate(b.shape))
-        if b.name not in by_data and held <= limit and copies[b.name] <= limit:
+        spread = across.get(b.name)
+        held = prod(spread.held(n) if spread and spread.dimension == d else n for d, n in enumerate(b.shape))
+        if b.name not in by_data and held <= limit and copies.get(b.name, 1) <= limit:
             unroll |= axes
             kernel = place(kernel, b.name, "register")
         else:

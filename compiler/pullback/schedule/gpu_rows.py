@@ -1,24 +1,29 @@
 """The GPU schedule of rows: kernel -> kernel on IR 2.
 
 One warp for each iteration of the outer loops.  A parallel loop inside of them runs over lanes, 32 neighbours at a
-time; what stands between such loops all lanes do alike.  Element e of a row's values is held by lane e mod 32, so a
-fold of 64 partial sums is one addition in each lane and five shuffles, in the order that the nest says.
+time, or over 32 pairs of neighbours; what stands between such loops all lanes do alike.  Element e of a row's values is
+held by lane e mod 32, or (e / 2) mod 32, so a fold of 64 partial sums is five shuffles and one addition within a lane,
+in the order that the nest says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ..codegen.target import Target
 from ..codegen.threads import WARP, distribution
 from ..errors import ScheduleError
-from ..kernel.kernel import Barrier, Kernel, Loop, Stmt, Tile, map_stmts, read, stores, walk, written
+from ..kernel.kernel import A, Barrier, Kernel, Loop, Stmt, Store, Tile, map_stmts, read, stores, subst, walk, written
 from .gpu_limits import GPU, GpuLimits
-from .gpu_private import place_private
+from .gpu_private import place_private, rebind
 from .masks import peel_masked
 from .nest import extents_of, fuse_chain, order_axes, outer_chain
+from .sinking import expand
 from .steps import bind, split, tidy
+
+PAIR = 2
+"""Neighbours that a lane takes: 64 partial results are two for each lane, so it can add up no more of them."""
 
 
 def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
@@ -41,13 +46,18 @@ def finish_rows(kernel: Kernel, limits: GpuLimits) -> Kernel:
         if isinstance(s, Loop) and s.binding == "warp":
             for axis, extent in _innermost(s.body).items():
                 inner[axis] = max(extent, inner.get(axis, 0))
+    unit = _neighbours(kernel, inner)
     for axis, extent in inner.items():
-        if extent > WARP:
-            kernel = split(kernel, axis, WARP, f"{axis}_w", axis, tail="mask")
+        if extent > WARP * unit:
+            kernel = split(kernel, axis, WARP * unit, f"{axis}_w", axis, tail="mask")
             kernel = peel_masked(kernel, f"{axis}_w")
+        if unit > 1:
+            kernel = expand(split(kernel, axis, unit, axis, f"{axis}_v"), f"{axis}_v")
+            kernel = bind(kernel, **{f"{axis}_v": "vector"})
     for axis in _chunks(kernel, inner):
         kernel = peel_masked(kernel, axis)
-    kernel = _separate(_bind_folds(bind(kernel, **dict.fromkeys(inner, "lane"))))
+    kernel = _separate(_bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")), unit))
+    kernel = rebind(kernel, dict.fromkeys(_steps(kernel, limits.private // unit), "unroll"))
     kernel = place_private(kernel, limits.private, distribution(kernel))
     distribution(kernel)
     return tidy(kernel)
@@ -79,6 +89,13 @@ def _innermost(stmts: tuple[Stmt, ...]) -> dict[str, int]:
     return out
 
 
+def _neighbours(kernel: Kernel, inner: Mapping[str, int]) -> int:
+    """How many neighbours a lane takes: a pair where there are enough of them, and all loops are of pairs."""
+    loops = [s for s in walk(kernel.body) if isinstance(s, Loop) and s.axis in inner]
+    pairs = all(s.extent % PAIR == 0 and all(isinstance(t, Store) for t in s.body) for s in loops)
+    return PAIR if pairs and max(inner.values(), default=0) > WARP else 1
+
+
 def _chunks(kernel: Kernel, inner: Collection[str]) -> list[str]:
     """Serial loops around lanes that masks speak of: peeled so that only their last iterations are masked."""
     out: list[str] = []
@@ -89,11 +106,30 @@ def _chunks(kernel: Kernel, inner: Collection[str]) -> list[str]:
     return out
 
 
-def _bind_folds(kernel: Kernel) -> Kernel:
+def _steps(kernel: Kernel, most: int) -> set[str]:
+    """Loops of a few steps over lanes.  Unrolled, all that they read of a row is on its way before any of it is used,
+    and stays in registers for the next loop that reads it."""
+    found: dict[str, bool] = {}
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and s.binding == "serial" and isinstance(s.extent, int):
+            lanes = all(isinstance(t, Loop) and t.binding == "lane" for t in s.body)
+            found[s.axis] = found.get(s.axis, True) and lanes and s.extent <= most
+    return {axis for axis, few in found.items() if few}
+
+
+def _bind_folds(kernel: Kernel, unit: int) -> Kernel:
+    """Each step of a fold runs over lanes, and over the neighbours in each."""
+
+    def dealt(s: Loop) -> Loop:
+        if unit == 1:
+            return replace(s, binding="lane")
+        v = f"{s.axis}_v"
+        body = subst(s.body, {s.axis: A(s.axis) * unit + A(v)})
+        pair = Loop(v, min(s.extent, unit), s.role, body, "vector")
+        return replace(s, extent=max(s.extent // unit, 1), body=(pair,), binding="lane")
+
     def go(s: Stmt) -> tuple[Stmt, ...]:
-        if isinstance(s, Tile) and s.name == "fold":
-            return (replace(s, body=tuple(replace(t, binding="lane") for t in s.body)),)
-        return (s,)
+        return (replace(s, body=tuple(map(dealt, s.body))),) if isinstance(s, Tile) and s.name == "fold" else (s,)
 
     return replace(kernel, body=map_stmts(kernel.body, go))
 
