@@ -285,3 +285,9 @@ def test_wrong_arguments_are_refused():
         evaluate(k, {"table": np.zeros((8, 4)), "index": np.zeros(5, np.int32)})
     with pytest.raises(PullbackError, match="expected 3 arrays, got 1"):
         evaluate(k, [np.zeros(3)])
+
+
+def test_what_a_fold_has_added_is_nobodys():
+    text = TEXTS["fold"].replace("y[i] = p[0]", "y[i] = p[1]")
+    k = parse_kernel(text)
+    assert np.isnan(evaluate(k, inputs(k))["y"]).all()

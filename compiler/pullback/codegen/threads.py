@@ -196,6 +196,7 @@ class ThreadEmitter(Emitter):
         self.spread = distribution(kernel)
         self.bound: dict[str, str] = {}  # the axes around that stand for threads -> their binding
         self.ambient: Value | None = None  # which lanes take part in the lane loop at hand (None: all)
+        self.folding = False  # the other lanes too then: what they make nobody reads
         self._written = [n for n in written(kernel.body) if self.buffers[n].space not in PRIVATE]
         self._idle: Value | None = None
         self._bare: dict[int, tuple[Store, Store]] = {}
@@ -267,7 +268,7 @@ class ThreadEmitter(Emitter):
         there = {"thread": self.threads, "warp": self.warps, "lane": WARP}[s.binding]
         some = self.b.icmp("ult", flat, count) if count < there else None
         if s.binding == "lane":
-            self.ambient = some
+            self.ambient = None if self.folding else some
             self.body(chain[-1].body)
             self.ambient = None
         else:
@@ -300,7 +301,9 @@ class ThreadEmitter(Emitter):
         elif s.name == "mma":
             mma.emit(self, s)
         else:
+            self.folding = s.name == "fold"
             self.body(s.body)
+            self.folding = False
 
     def store(self, s: Store, value: Value | None = None) -> None:
         """Registers: every thread its own.  Memory: the threads that the loops around choose, else the first."""

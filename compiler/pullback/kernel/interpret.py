@@ -49,6 +49,7 @@ from .kernel import (
     written,
 )
 from .scalars import SCALARS
+from .verify_tiles import upper_half
 
 MAX_LANES = 1 << 16
 """Loops run in lockstep up to this many iterations together."""
@@ -229,6 +230,8 @@ class Evaluator:
         elif isinstance(s, Tile):
             for c in s.body:
                 self._stmt(c, depth)
+                if s.name == "fold":
+                    self._stmt(upper_half(c), depth)
         elif isinstance(s, Commit):
             self._line(depth, "_flight.commit()")
         elif isinstance(s, Wait):

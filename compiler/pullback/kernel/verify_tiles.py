@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
-from .kernel import Affine, Apply, Load, Loop, Store, Tile, exprs, walk_expr
+from .kernel import A, Affine, Apply, Const, Load, Loop, Stmt, Store, Tile, exprs, map_stmts, walk, walk_expr
 
 
 def _nest(tile: Tile) -> tuple[list[Loop], tuple]:
@@ -58,7 +58,7 @@ def _dot(tile: Tile) -> str:
 
 def _fold(tile: Tile) -> str:
     """Loops of halving extents (or nests, over lanes and their neighbours), each of which combines the upper half of
-    some arrays into the lower."""
+    some arrays into the lower; the upper half is nobody's then."""
     extents: list[int] = []
     for s in tile.body:
         loops, body = _nest(Tile("fold", (s,)))
@@ -76,6 +76,20 @@ def _fold(tile: Tile) -> str:
     if any(a != 2 * b for a, b in pairwise(extents)) or (extents and extents[-1] != 1):
         return f"expected extents that halve down to 1, got {extents}"
     return ""
+
+
+def upper_half(step: Stmt) -> Stmt:
+    """What follows a step of a fold: nobody reads the upper half any more."""
+    loops = [s for s in walk((step,)) if isinstance(s, Loop)]
+    axes, h = {s.axis for s in loops}, prod(s.extent for s in loops)
+
+    def gone(s: Stmt) -> tuple[Stmt, ...]:
+        if not isinstance(s, Store):
+            return (s,)
+        index = tuple(i + h if not axes.isdisjoint(i.axes) else i for i in s.index)
+        return (Store(s.buffer, index, Const(0, s.value.dtype), ((A(0), 0),), "any"),)
+
+    return map_stmts((step,), gone)[0]
 
 
 TILES: dict[str, Callable[[Tile], str]] = {"transpose": _transpose, "fold": _fold, "pairs": _pairs, "dot": _dot}
