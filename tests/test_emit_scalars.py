@@ -18,7 +18,7 @@ from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.target import cpu_target
 from pullback.graph.types import DTYPES, DType, bf16, bool_, f16, f32, f64, i32, i64, u8, u32
 from pullback.kernel.evaluate import evaluate
-from pullback.kernel.kernel import Apply, Kernel
+from pullback.kernel.kernel import Apply, Const, Kernel
 from pullback.kernel.scalars import SCALARS
 
 # Polynomials of codegen/math.py, which test_math.py tests; here one stands for all.
@@ -92,6 +92,22 @@ def test_casts(level):
             kernels += both(level, "cast", [a], z, lambda x, z=z: Apply("cast", (x,), z))
     for a, z in [(f32, i32), (i32, f32), (f32, u32), (f64, i64), (i64, f64), (u8, DTYPES["i8"]), (i32, u32)]:
         kernels += both(level, "bitcast", [a], z, lambda x, z=z: Apply("bitcast", (x,), z))
+    compare(kernels, level)
+
+
+@pytest.mark.parametrize("level", [*HERE, "native"])
+def test_signs_of_rounded_numbers(level):
+    """Where nothing but the sign of a bf16 or f16 is used: LLVM's shortcuts for that have bugs."""
+    kernels = []
+    for source in (f32, f64, i32):
+        for narrow in (bf16, f16):
+            for fn, out in (("signbit", bool_), ("copysign", f32)):
+
+                def sign(x, fn=fn, narrow=narrow, out=out):
+                    x = Apply("cast", (Apply("cast", (x,), narrow),), f32)
+                    return Apply(fn, (x,) if fn == "signbit" else (Const(1.0, f32), x), out)
+
+                kernels += both(level, fn, [source], out, sign)
     compare(kernels, level)
 
 

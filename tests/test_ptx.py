@@ -185,6 +185,22 @@ kernel take(x: f32[8,3], n: i32[40]) -> y: f32[40,3]
 """
 
 
+SIGNS = """
+kernel signs(x: f32[64]) -> y: bool[64], z: bool[64], c: f32[64]
+  parallel i < 64
+    y[i] = signbit(cast:f32(axis:bf16(i*-1 + 31)))
+    z[i] = signbit(cast:f32(cast:bf16(x[i])))
+    c[i] = copysign(1.0, cast:f32(cast:bf16(x[i])))
+"""
+
+
+@needs_emulator
+def test_signs_of_bf16_numbers():
+    """Of which nothing else is used: LLVM's shortcut for that aborts on x86, where the emulator runs."""
+    kernel = parse_kernel(SIGNS)
+    check({"signs": (kernel, scheduled(kernel)), "vectors": (kernel, scheduled(kernel, GpuLimits(vector_from=1)))})
+
+
 @needs_emulator
 def test_failed_checks_are_recorded_and_stop_what_follows():
     kernel = parse_kernel(TAKE)

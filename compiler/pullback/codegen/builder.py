@@ -299,11 +299,19 @@ class Builder:
         return self._convert("fptrunc", a, elem)
 
     def float_to_bf16(self, a: Value) -> Value:
-        """The 16 bits of the nearest bf16, for processors that have an instruction for it."""
+        """The 16 bits of the nearest bf16, for processors that have an instruction for it.
+
+        A scalar is cast as a vector of one: where only the sign of `bitcast bfloat to i16` is used, LLVM 22 aborts
+        (x86) or takes the sign before rounding (NVPTX), which a NaN loses.
+        """
         t = ty("i16", a.ty.lanes)
         narrow = t.text.replace("i16", "bfloat")
         r = self.pure(t, f"fptrunc {a.ty.text} {a.ref} to {narrow}", a.depth)
-        return self.pure(t, f"bitcast {narrow} {r.ref} to {t.text}", a.depth)
+        if a.ty.lanes > 1:
+            return self.pure(t, f"bitcast {narrow} {r.ref} to {t.text}", a.depth)
+        one = self.pure(t, f"insertelement <1 x bfloat> poison, bfloat {r.ref}, i64 0", a.depth)
+        bits = self.pure(t, f"bitcast <1 x bfloat> {one.ref} to <1 x i16>", a.depth)
+        return self.pure(t, f"extractelement <1 x i16> {bits.ref}, i64 0", a.depth)
 
     def fptosi(self, a: Value, elem: str) -> Value:
         """Towards zero; out of range (and NaN) some integer, as the processor gives it: never undefined."""
