@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -204,6 +205,24 @@ def test_every_scalar_function_runs():
 
 
 # ---- poison, masks, bounds ------------------------------------------------------------------------------
+def test_scalar_functions_of_single_numbers_give_single_numbers():
+    """As loops run them one element at a time: no array of one element, whatever branch the numbers take."""
+    numbers = {"f": (0.0, -0.0, 1.5, 1e-40, 3e38, np.inf, -np.inf, np.nan), "i": (0, -1, 7), "u": (0, 7), "b": (0, 1)}
+    for name, s in SCALARS.items():
+        for t in (np.float32, np.float64, np.int32, np.uint32, np.bool_):
+            kind, bits = np.dtype(t).kind, np.dtype(t).itemsize * 8
+            if kind not in s.kinds or s.bits not in (0, bits):
+                continue
+            for given in product(numbers[kind], repeat=s.arity):
+                args = [t(x) for x in given]
+                if name == "select":
+                    args[0] = np.bool_(args[0])
+                with np.errstate(all="ignore"):
+                    got = s.evaluate(*args)
+                assert np.shape(got) == (), f"{name}{given} of {t.__name__}"
+                assert s.result == "cast" or np.asarray(got).dtype == (np.bool_ if s.result == "bool" else t), name
+
+
 def test_locals_start_as_poison_in_every_iteration():
     text = """
 kernel f(x: f32[4]) -> y: f32[4], z: i32[4]
