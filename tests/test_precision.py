@@ -14,9 +14,10 @@ from random_graphs import traced
 from test_emit import HERE
 
 import pullback as pb
-from pullback import driver, nn, optim, passes
+from pullback import cli, driver, nn, optim, passes
+from pullback.codegen.target import cpu_target
 from pullback.dsl.tensor import emit
-from pullback.dsl.trace import trace_script
+from pullback.dsl.trace import trace_functions, trace_script
 from pullback.errors import BuildError
 from pullback.graph.content import equal
 from pullback.graph.graph import Graph, make
@@ -196,3 +197,34 @@ def test_digits_reach_the_accuracy_of_f32(name, tmp_path, capsys):
     program = trace_script(EXAMPLES / "digits.py", [], {"batch": 64})
     driver.write(tmp_path / "digits.so", driver.compile_program(program, pb.Options(cache=False, precision=name)))
     assert main(tmp_path / "digits.so") >= 0.97
+
+
+@pytest.mark.parametrize("cpu, named", [("v3", "x86-64-v3"), ("v3,v4", "x86-64-v3 and x86-64-v4")])
+def test_bf16_without_instructions_for_it_is_remarked(cpu, named, tmp_path, capsys):
+    script = tmp_path / "product.py"
+    script.write_text("import pullback as pb\n@pb.function(pb.f32[2, 3], pb.f32[3])\ndef f(x, w):\n    return x @ w\n")
+    argv = ["build", str(script), "-o", str(tmp_path / "p.so"), "--no-cache", "--cpu", cpu, "--precision"]
+    assert cli.main([*argv, "bf16"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"pullback: warning: --precision bf16: no AVX-512-BF16 (VDPBF16PS) on {named}:") and "f32" in said
+    for silent in (["bf16", "-q"], ["f32"]):
+        assert cli.main([*argv, *silent]) == 0 and not capsys.readouterr().err
+
+
+def test_what_is_remarked_depends_on_machine_and_program():
+    def said(f, **options):
+        return driver.remarks(trace_functions([f]), pb.Options(precision="bf16", **options))
+
+    @pb.function(pb.f32[4, 3], pb.f32[3, 3])
+    def looped(xs, w):
+        return pb.scan(lambda c, x: (pb.tanh(w @ c + x), c), pb.zeros((3,)), xs)[0]
+
+    @pb.function(pb.f32[4])
+    def pointwise(x):
+        return x * 2.0
+
+    assert said(looped, cpu="v4") and not said(pointwise, cpu="v4") and not said(looped, target="cuda")
+    assert bool(said(looped, cpu="native")) != cpu_target("native").has_bf16_dot
+    with pytest.warns(UserWarning, match="AVX-512-BF16") as found:
+        pb.build(looped, cache=False, cpu="v2", precision="bf16")
+    assert found[0].filename == __file__

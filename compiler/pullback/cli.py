@@ -168,6 +168,8 @@ def _build(args: argparse.Namespace) -> int:
 
         print(stages.timings(build), end="")
     if not args.quiet:
+        for remark in driver.remarks(program, options):
+            print(f"pullback: warning: {remark}", file=sys.stderr)
         names = ", ".join(dict.fromkeys(f.name for f in program.functions if f.name != "init"))
         print(f"{out}: {len(artifact)} bytes, functions {names}, {time.perf_counter() - start:.2f} s")
     return 0

@@ -15,6 +15,7 @@ from ..graph.types import bf16, f32
 from ..ops.contract import Contract
 from ..ops.elementwise import Cast
 from ..ops.movement import Broadcast, Flip, Permute, Reshape, Slice
+from ..ops.scan import Scan
 
 PRECISIONS = ("f32", "tf32", "bf16")
 _MOVES = frozenset((Permute, Reshape, Broadcast, Slice, Flip))
@@ -57,6 +58,11 @@ def precision_bf16(graph: Graph) -> Graph:
         return same_or_replaced(node, inputs)
 
     return rewrite(graph, rule)
+
+
+def applies(graph: Graph) -> bool:
+    """Is there a contraction, in loops too, that a precision changes?"""
+    return any(_counts(n) or (type(n.op) is Scan and applies(n.op.body)) for n in graph.nodes)
 
 
 def _counts(node: Node) -> bool:
