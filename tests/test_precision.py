@@ -206,7 +206,7 @@ def test_bf16_without_instructions_for_it_is_remarked(cpu, named, tmp_path, caps
     argv = ["build", str(script), "-o", str(tmp_path / "p.so"), "--no-cache", "--cpu", cpu, "--precision"]
     assert cli.main([*argv, "bf16"]) == 0
     said = capsys.readouterr().err
-    assert said.startswith(f"pullback: warning: --precision bf16: no AVX-512-BF16 (VDPBF16PS) on {named}:") and "f32" in said
+    assert said.startswith(f"pullback: warning: --precision bf16: no AVX-512-BF16 (VDPBF16PS) on {named}:")
     for silent in (["bf16", "-q"], ["f32"]):
         assert cli.main([*argv, *silent]) == 0 and not capsys.readouterr().err
 
