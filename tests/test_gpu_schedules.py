@@ -15,11 +15,12 @@ from test_ptx import SM90, check, scheduled
 
 import pullback as pb
 from pullback import nn
-from pullback.codegen.ptx import launch_shape
+from pullback.codegen.ptx import launch_shape, shared_bytes
+from pullback.codegen.threads import distribution
 from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
-from pullback.kernel.kernel import Barrier, Kernel, Loop, map_stmts, walk
+from pullback.kernel.kernel import Barrier, Kernel, Loop, exprs, loads, map_stmts, stores, walk
 from pullback.kernel.verify import verify
 from pullback.schedule import schedule
 from pullback.schedule.gpu_limits import GpuLimits
@@ -64,11 +65,30 @@ def test_chunks_go_to_blocks_and_rows_to_warps():
     assert {b.shape for b in kernel.locals if b.space == "shared"} == {(16, 256)}
     assert all(b.space != "local" for b in kernel.locals)
     wide = scheduled(norm_gradient(8192, 1024))
-    assert launch_shape(wide) == (128, 256) and barriers(wide) == 2  # less room for terms: fewer rows at a time
+    assert launch_shape(wide) == (128, 256)  # less room for terms: fewer rows at a time
+    odd = scheduled(norm_gradient(8192, 640))
+    assert launch_shape(odd) == (128, 256) and shared_bytes(odd) <= GpuLimits().shared
+
+
+def test_rows_are_read_ahead():
+    """In a step the next rows are fetched before anything is computed."""
+    kernel = scheduled(norm_gradient(6144, 256))
+    assert {b.name: b.shape for b in kernel.locals if b.name.endswith("_next")} == dict.fromkeys(
+        ("x0_0_next", "x1_1_next"), (16, 256)
+    )
+    assert {n: s for n, s in distribution(kernel).items() if n.endswith("_now")} == dict.fromkeys(
+        ("x0_0_now", "x1_1_now"), (1, 2, (0,))
+    )
+    (step,) = (s for s in walk(kernel.body) if isinstance(s, Loop) and s.role == "reduce" and s.binding == "serial")
+    read = [{x.buffer for e in exprs(s) for x in loads(e)} for s in stores(step.body)]
+    fetches = [n for n, names in enumerate(read) if not names.isdisjoint(("x0", "x1"))]
+    assert fetches == [1, 3]  # after taking those that were fetched before
+    few = scheduled(norm_gradient(4096, 2048))  # too long for that
+    assert not any(b.name.endswith("_next") for b in few.locals)
 
 
 @needs_emulator
-@pytest.mark.parametrize(("rows", "columns"), [(40, 70), (21, 33), (16, 300), (67, 40), (600, 9)])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 70), (21, 33), (16, 300), (67, 40), (600, 9), (96, 128)])
 def test_sums_over_rows(rows, columns):
     kernel = norm_gradient(rows, columns)
     few = schedule(kernel, SM90, gpu=GpuLimits(sum_warps=2))
@@ -78,7 +98,7 @@ def test_sums_over_rows(rows, columns):
 
 
 @needs_emulator
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_missing_barriers_of_sums_are_noticed(which):
     kernel = norm_gradient(64, 40)
     torn = without(schedule(kernel, SM90, gpu=GpuLimits(sum_warps=4)), which)

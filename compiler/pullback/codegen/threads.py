@@ -81,14 +81,20 @@ def threads_of(kernel: Kernel) -> int:
 
 # ---- distribution ---------------------------------------------------------------------------------------
 class Spread(NamedTuple):
-    """How a private buffer lies across the lanes of a warp: element e of `dimension` in lane (e / unit) mod 32."""
+    """How a private buffer lies across the lanes of a warp: element e of `dimension` in lane (e / unit) mod 32.
+    `others`: dimensions of which each thread has one element, that of its number."""
 
     dimension: int
     unit: int
+    others: tuple[int, ...] = ()
 
-    def held(self, n: int) -> int:
-        """Places that each lane needs for n elements."""
-        return -(-n // (WARP * self.unit)) * self.unit
+    def held(self, shape: Iterable[int]) -> tuple[int, ...]:
+        """The shape of what each lane has."""
+        group = WARP * self.unit
+        return tuple(
+            -(-n // group) * self.unit if d == self.dimension else 1 if d in self.others else n
+            for d, n in enumerate(shape)
+        )
 
     def place(self, e: int) -> tuple[int, int]:
         """(lane, which of its elements)."""
@@ -113,8 +119,9 @@ def distribution(kernel: Kernel) -> dict[str, Spread]:
     for name, accesses in uses.items():
         terms = {_dealt_terms(x, around) for x, around in accesses}
         found = {(d, c) for t in terms for d, binding, c, _ in t if binding == "lane" and c > 0}
-        if len(found) == 1 and all(len(t) <= 1 for t in terms) and not any(s[1] != "lane" for t in terms for s in t):
-            across[name] = Spread(*found.pop())
+        others = {tuple(s for s in t if s[1] != "lane") for t in terms}
+        if len(found) == len(others) == 1 and all(len([s for s in t if s[1] == "lane"]) <= 1 for t in terms):
+            across[name] = Spread(*found.pop(), tuple(d for d, *_ in others.pop()))
             for x, around in accesses:
                 _check(kernel, x, across[name], around)
         elif len(terms) > 1:
@@ -135,6 +142,8 @@ def _dealt_terms(x: Load | Store, around: Mapping[str, Loop]) -> tuple[tuple[int
 def _check(kernel: Kernel, x: Load | Store, spread: Spread, around: Mapping[str, Loop]) -> None:
     """An access of a buffer that lies across lanes: of the lane's own elements, or a shuffle."""
     i, where = x.index[spread.dimension], f"kernel {kernel.name}: {x.buffer} lies across lanes"
+    if any(not isinstance(x.index[d], Affine) or len(x.index[d].terms) > 1 for d in spread.others):
+        raise VerifyError(f"{where}, and has more than one place for each thread")
     within, dealt = 0, False
     for n, c in i.terms if isinstance(i, Affine) else ():
         if n in around and around[n].binding in LEVELS:
@@ -381,8 +390,7 @@ class ThreadEmitter(Emitter):
             return buffer
         own = self._layouts.get(buffer.name)
         if own is None:
-            shape = tuple(spread.held(n) if k == spread.dimension else n for k, n in enumerate(buffer.shape))
-            own = self._layouts[buffer.name] = replace(buffer, shape=shape, strides=())
+            own = self._layouts[buffer.name] = replace(buffer, shape=spread.held(buffer.shape), strides=())
         return own
 
     def load(self, e: Load) -> Value:

@@ -17,6 +17,8 @@ class GpuLimits:
     """Rows that a block takes at a time where they are summed over columns."""
     shared: int = 96 << 10
     """Bytes of shared memory that every GPU from sm_80 on has for a block."""
+    registers: int = 1 << 16
+    """Registers of a processor: the threads of a block share them."""
     scatter: int = 1 << 16
     """Threads of a scatter-add: its destinations go in so many ranges that there are about as many."""
     row: int = 8

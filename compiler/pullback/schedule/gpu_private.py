@@ -45,7 +45,7 @@ def place_private(kernel: Kernel, limit: int, across: Mapping[str, Spread]) -> K
         if b.space not in ("register", "local") or (b.space == "register" and fixed):
             continue
         spread = across.get(b.name)
-        held = prod(spread.held(n) if spread and spread.dimension == d else n for d, n in enumerate(b.shape))
+        held = prod(spread.held(b.shape) if spread else b.shape)
         if b.name not in by_data and held <= limit and copies.get(b.name, 1) <= limit:
             unroll |= axes
             kernel = place(kernel, b.name, "register")

@@ -3,12 +3,13 @@
 Such a nest (the gradient of a layer norm with those of its weight and bias) computes row after row and adds what it
 finds to sums over the rows of a chunk, in order.  Here a block has a chunk, and its warps a row each: what they find
 goes to shared memory; after a barrier the threads, each with columns of its own, add the rows' terms in order.  So the
-sums have the CPU's bits, and as many rows are on their way at a time as a block has warps.
+sums have the CPU's bits, and as many rows are on their way at a time as a block has warps: while they compute, they
+read the next ones into registers (`gpu_ahead.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -37,12 +38,15 @@ from ..kernel.kernel import (
     walk,
     written,
 )
+from .gpu_ahead import reading, rows_ahead
 from .gpu_limits import GPU, GpuLimits
 from .gpu_rows import finish_rows
 from .nest import chain_of, extents_of, outer_chain
 from .staging import place
 from .steps import bind, fresh, split
 
+MOST, BUSY = 256, 4
+"""A thread has at most so many registers, and needs so many for each element that it reads ahead."""
 COLUMN = "_t"
 """Ends the names of the axes over columns that threads walk."""
 
@@ -71,7 +75,10 @@ def schedule_sums(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
     last = around[-1]
     sums = _sums(kernel, row, written(before))
     bytes_of_row = sum(prod(s.extent for s in x.loops) * kernel.buffers[x.store.buffer].dtype.size for x in sums)
-    warps = min(limits.sum_warps, limits.shared // max(bytes_of_row, 1), last.extent)
+    ahead = rows_ahead(kernel, row, last.axis, limits.private, MOST // BUSY)
+    fresh(kernel, *(x.axis for x in ahead))
+    most = limits.registers // (WARP * BUSY * max(sum(x.held for x in ahead), 1))
+    warps = min(limits.sum_warps, most, limits.shared // max(bytes_of_row, 1), last.extent)
     if warps < 2:
         raise ScheduleError(f"{kernel.name}: no room for the terms of two rows")
     warps = 1 << (warps.bit_length() - 1)
@@ -94,22 +101,30 @@ def schedule_sums(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
         return _renamed(added, names)[0]
 
     found = _found(row, {id(x.store): terms[x.store.buffer] for x in sums}, last.axis)
+    held = reading(found, last.axis, ahead)
 
-    def some(first: int, count: int, size: int) -> Loop:
-        """`count` times `size` rows at once."""
-        at = A(step) * size + first
-        warp = Loop(last.axis, size, "parallel", _moved(found, last.axis, at), "warp")
-        return Loop(step, count, "reduce", (warp, Barrier(), *(add(x, size, at) for x in sums), Barrier()))
+    def rows(first: Affine, size: int, stmts: Iterable[Stmt]) -> Loop:
+        """`size` rows from the first one on, one for each warp."""
+        return Loop(last.axis, size, "parallel", _moved(tuple(stmts), last.axis, first), "warp")
+
+    def some(first: Affine, size: int, *stmts: Stmt) -> tuple[Stmt, ...]:
+        """The same, and what they give to the sums."""
+        return (rows(first, size, stmts), Barrier(), *(add(x, size, first) for x in sums), Barrier())
 
     whole, rest = divmod(last.extent, warps)
-    inner: tuple[Stmt, ...] = (some(0, whole, warps),) if whole else ()
-    inner += (some(whole * warps, 1, rest),) if rest else ()
+    turn = some(A(step) * warps, warps, *(x.over(take=True, fetch=warps) for x in ahead), *held)
+    steady = whole - 1 if ahead else whole  # the last rows have none to fetch
+    inner: tuple[Stmt, ...] = (rows(A(0), warps, (x.over(fetch=0) for x in ahead)),) if ahead else ()
+    inner += (Loop(step, steady, "reduce", turn),) if steady else ()
+    inner += some(A(steady * warps), warps, *(x.over(take=True) for x in ahead), *held) if ahead else ()
+    inner += some(A(whole * warps), rest, *found) if rest else ()
     for s in reversed(around[:-1]):
         inner = (replace(s, body=inner),)
     inner = (*_renamed(before, names), *inner, *_renamed(after, names))
     for s in reversed(chain):
         inner = (replace(s, body=inner),)
-    kernel = replace(kernel, locals=(*kernel.locals, *terms.values()), body=inner)
+    registers = (b for x in ahead for b in x.buffers(warps))
+    kernel = replace(kernel, locals=(*kernel.locals, *terms.values(), *registers), body=inner)
     return finish_rows(_columns(kernel, chain, set(names.values()), terms, warps * WARP), limits)
 
 
@@ -197,6 +212,8 @@ def _columns(kernel: Kernel, chain: list[Loop], columns: set[str], terms: Mappin
             kernel = split(kernel, axis, threads, f"{axis}w", axis, tail="mask")
             kernel = _guarded(bind(kernel, **{f"{axis}w": "unroll"}), staged)
         kernel = bind(kernel, **{axis: "thread"})
+    sizes = {b.name: b for b in terms.values()}  # (the threads that there are too many of read nothing)
+    kernel = replace(kernel, locals=tuple(sizes.get(b.name, b) for b in kernel.locals))
     for name in terms:
         kernel = place(kernel, name, "register")
     return bind(kernel, **dict.fromkeys((s.axis for s in chain), "block"))
