@@ -60,15 +60,16 @@ IN_SHARED = ("shared", "token")
 STATUS_WORDS = 4
 """The status record, i64: number of the first failed call + 1 (0: none), its check's site, the value, nothing."""
 
-# LLVM's least PTX version lacks what later chips have; the assembler of CUDA 13 reads all of these.
-_FEATURES = {
-    "sm_80": "",
-    "sm_86": "",
-    "sm_89": "",
-    "sm_120": "",
-    "sm_90": "+ptx83",
-    "sm_90a": "+ptx83",
-    "sm_100": "+ptx86",
+# LLVM's least PTX version lacks what later chips have; the assembler of CUDA 13 reads all of these.  And KiB of shared
+# memory for a block (CUDA C++ programming guide, compute capabilities).
+_GPUS = {
+    "sm_80": ("", 163),
+    "sm_86": ("", 99),
+    "sm_89": ("", 99),
+    "sm_90": ("+ptx83", 227),
+    "sm_90a": ("+ptx83", 227),
+    "sm_100": ("+ptx86", 227),
+    "sm_120": ("", 99),
 }
 
 _CHECK_FAILED = """
@@ -94,14 +95,15 @@ done:
 @cache
 def gpu_target(name: str) -> Target:
     """An architecture of NVIDIA's, as `ptxas` calls it: `sm_80`, `sm_90`, `sm_90a`, `sm_120`, ..."""
-    if name not in _FEATURES:
-        raise BuildError(f"unknown GPU {name!r}: expected one of {', '.join(_FEATURES)}")
+    if name not in _GPUS:
+        raise BuildError(f"unknown GPU {name!r}: expected one of {', '.join(_GPUS)}")
+    features, shared = _GPUS[name]
     return Target(
         name,
         name,
         TRIPLE,
         name,
-        _FEATURES[name],
+        features,
         vector_bits=128,  # the widest access of one thread
         registers=255,
         has_fma=True,
@@ -109,6 +111,7 @@ def gpu_target(name: str) -> Target:
         l1=48 << 10,  # what a block may have of shared memory without asking
         l2=40 << 20,
         l3=40 << 20,
+        shared=shared << 10,
         spaces=(("global", 1), ("shared", 3), ("local", 5), *((("token", 3),) if name == "sm_90a" else ())),
         ids=(("block", "ctaid.x"), ("thread", "tid.x"), ("warp", "tid.x / 32"), ("lane", "tid.x mod 32")),
         barrier="barrier.cta.sync.aligned.all",
@@ -129,6 +132,17 @@ def shared_bytes(kernel: Kernel) -> int:
     """Dynamic shared memory of a block, in bytes, for its launch; arrays of at most 48 KiB are static."""
     total = _places(kernel)[1]
     return total if total > STATIC_SHARED else 0
+
+
+def check_shared(kernel: Kernel, target: Target, where: str = "") -> None:
+    """Raise `BuildError` for a kernel that asks for more shared memory than a block can have."""
+    total = _places(kernel)[1]
+    if total > target.shared:
+        arrays = ", ".join(f"{x.name} {x.size * x.dtype.size}" for x in kernel.locals if x.space in IN_SHARED)
+        raise BuildError(
+            f"{where}kernel {kernel.name} needs {total} bytes of shared memory ({arrays}), but a block of "
+            f"{target.name} has {target.shared}"
+        )
 
 
 def tensor_maps(kernel: Kernel) -> tuple[dict[str, object], ...]:
@@ -161,6 +175,8 @@ def module(functions: Iterable[str], target: Target) -> str:
 
 def plan_module(plan: Plan, target: Target) -> str:
     """All kernels of a plan, those that are launched in loops in both forms."""
+    for c in (c for f in plan.functions for c in _calls(f.steps, True)):
+        check_shared(plan.kernels[c.kernel], target, f"{c.loc}: ")
     looped = {c.kernel for f in plan.functions for c in _calls(f.steps, False)}
     forms = [(key, form) for key in plan.kernels for form in ((False, True) if key in looped else (False,))]
     return module([emit_kernel(key, plan.kernels[key], target, form) for key, form in forms], target)
@@ -183,6 +199,7 @@ def translate(text: str, target: Target) -> str:
 def emit_kernel(key: str, kernel: Kernel, target: Target, looped: bool = False) -> str:
     """The function of one kernel, and its arrays in shared memory.  `looped`: the one for launches within loops."""
     name = loop_symbol(key, target) if looped else symbol(key, target)
+    check_shared(kernel, target)
     b = Builder(target)
     names = [_argument_name(i, p.name) for i, p in enumerate(kernel.params)]
     if looped:

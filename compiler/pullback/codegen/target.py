@@ -36,6 +36,8 @@ class Target:
     l1: int = 32 << 10
     l2: int = 512 << 10
     l3: int = 8 << 20
+    shared: int = 0
+    """The most bytes of shared memory that a launch can ask for, for a block (GPUs)."""
     spaces: tuple[tuple[str, int], ...] = ()
     ids: tuple[tuple[str, str], ...] = ()
     barrier: str = ""
