@@ -64,3 +64,26 @@ def test_a_training_step_bit_for_bit(tmp_path, fusion, cpu):
         assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
         for name, value in unpack_state(plan, state).items():
             assert np.array_equal(np.asarray(compiled.state[name]), value), name
+
+
+@pytest.mark.parametrize("cpu", ["native", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize("dtype", [pb.f32, pb.f64], ids=str)
+def test_products_give_the_same_bits_however_factors_lie(tmp_path, dtype, cpu):
+    """k is added in order, so a factor that is turned on its way to registers changes nothing."""
+    shapes = [(m, n, k) for m in (1, 3, 4, 7) for n, k in ((2, 67), (16, 19), (33, 16), (70, 35), (131, 130))]
+
+    def products(a, b, c):
+        return a @ b, a @ c.T
+
+    def function(i, m, n, k):
+        return pb.function(dtype[m, k], dtype[k, n], dtype[n, k], name=f"f{i}")(products)
+
+    program = trace_functions([function(i, *s) for i, s in enumerate(shapes)])
+    path = tmp_path / "products.so"
+    path.write_bytes(Build(program, Options(cpu=cpu)).artifact)
+    compiled, g = load(path), np.random.default_rng(0)
+    for i, (m, n, k) in enumerate(shapes):
+        a, b = (g.standard_normal(s).astype(np.float32 if dtype is pb.f32 else float) for s in ((m, k), (k, n)))
+        plain, turned = getattr(compiled, f"f{i}")(a=a, b=b, c=np.ascontiguousarray(b.T))
+        assert np.array_equal(plain, turned), (m, n, k)
+        assert np.allclose(plain, a @ b, rtol=1e-4, atol=1e-4), (m, n, k)

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import pytest
 import schedule_nests as nests
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_emit import HERE, run_all
 from test_schedule import LOW, SHAPES, TILINGS
@@ -25,7 +25,8 @@ from pullback.kernel.kernel import Kernel, Tile, walk
 from pullback.kernel.text import parse_kernel
 from pullback.kernel.verify import verify
 from pullback.schedule import Limits, schedule
-from pullback.schedule.cpu_contract import Tiling, schedule_contraction
+from pullback.schedule.cpu_contract import schedule_contraction
+from pullback.schedule.tiling import Tiling
 
 DOT = replace(cpu_target("v4"), has_bf16_dot=True)
 needs_dot = pytest.mark.skipif(not cpu_target().has_bf16_dot, reason="no AVX-512-BF16")
@@ -74,6 +75,7 @@ def test_every_tiling(tiling):
     st.integers(1, 24), st.integers(1, 70), st.integers(1, 24), st.sampled_from(FORMS),
     st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans(),
 )  # fmt: skip
+@example(m=10, n=2, k=3, form="TN", mr=9, nv=1, row_tiles=3, panels=1, pack_a=True)
 @settings(max_examples=15, deadline=None)
 def test_random_tilings(m, n, k, form, mr, nv, row_tiles, panels, pack_a):
     carry = k > 4

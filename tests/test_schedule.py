@@ -17,7 +17,8 @@ from pullback.kernel.evaluate import evaluate
 from pullback.kernel.kernel import A, AxisValue, Buffer, Kernel, Loop, Tile, apply, load, loop, store, walk
 from pullback.kernel.text import parse_kernel
 from pullback.schedule import Limits, family, schedule
-from pullback.schedule.cpu_contract import Tiling, schedule_contraction
+from pullback.schedule.cpu_contract import schedule_contraction
+from pullback.schedule.tiling import Tiling
 
 TARGETS = [cpu_target(n) for n in ("v2", "v3", "v4")]
 LOW = Limits(
@@ -26,7 +27,18 @@ LOW = Limits(
 )  # fmt: skip
 """Small shapes reach every branch."""
 
-SHAPES = [(1, 1, 5), (1, 40, 9), (40, 1, 9), (5, 7, 3), (9, 33, 1), (13, 21, 17), (19, 67, 12), (3, 130, 40)]
+SHAPES = [
+    (2, 21, 19),
+    (1, 1, 5),
+    (1, 40, 9),
+    (40, 1, 9),
+    (5, 7, 3),
+    (9, 33, 1),
+    (13, 21, 17),
+    (19, 67, 12),
+    (3, 130, 40),
+    (2, 21, 19),
+]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
@@ -67,6 +79,16 @@ def test_every_tiling(tiling):
     for form, epilogue in product(("NN", "NT", "TN"), ("plain", "gelu")):
         kernel = nests.linear(rows, 53, 19, form, epilogue, "b")
         nests.same_meaning(kernel, schedule_contraction(kernel, TARGETS[2], tiling=tiling))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
+def test_columns_turned_in_registers(target):
+    """They lie along k; k ends in a rest, columns in a masked vector."""
+    tiling = Tiling(mr=3, nv=2, mc=3, nc=4 * target.lanes(32), kc=4, pack_b=True, turn=True)
+    for n, k in ((53, 19), (3, 16), (40, 5)):
+        after = schedule_contraction(kernel := nests.linear(3, n, k, "NT", "gelu"), target, tiling=tiling)
+        nests.same_meaning(kernel, after)
+        assert all(b.space == "register" for b in after.locals if b.name.startswith("panel"))
 
 
 @given(

@@ -9,7 +9,7 @@ import schedule_nests as nests
 
 from pullback.kernel.kernel import A, Buffer, Const, Kernel, Loop, Tile, apply, load, loop, store, stores, walk
 from pullback.schedule import ScheduleError
-from pullback.schedule.cpu_contract import accumulation
+from pullback.schedule.contraction import accumulation
 from pullback.schedule.masks import drop_masks, peel, peel_masked, tighten
 from pullback.schedule.sinking import expand, sink
 from pullback.schedule.staging import carry, fuse, pack, place, spill, tensorise

@@ -202,7 +202,7 @@ def turn(em: Emitter, s: Tile) -> bool:
                         em.env |= {u.axis: ub, v.axis: vb + i, pair.axis: int(of[2] < 0)}
                         p, _ = em.place(em.buffers[x.buffer], x.index, x)
                         words.append(b.load(ty("i32", n), p, 2, x.buffer))
-                    for i, word in enumerate(transpose(b, words) if n > 1 else words):
+                    for i, word in enumerate(transpose(b, words, n) if n > 1 else words):
                         if to[2] != of[2]:
                             word = _around(b, word)
                         em.env |= {u.axis: ub + i, v.axis: vb, pair.axis: int(to[2] < 0)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..kernel.kernel import Affine, Loop, Stmt, Store, Tile, exprs, loads
 from .access import chunks
 from .pairs import PAIRS
-from .shuffles import transpose
+from .shuffles import concat, transpose
 
 if TYPE_CHECKING:
     from .emit import Emitter
@@ -71,30 +71,37 @@ def _coefficients(em: Emitter, buffer: str, index, u: Loop, v: Loop) -> tuple[in
 
 
 def _transpose(em: Emitter, s: Store, u: Loop, v: Loop) -> None:
-    """Vectors along u are loaded, squares of them turned, vectors along v stored."""
+    """Vectors along u are loaded, turned, and stored along v.
+
+    Where v is a whole vector, pieces of 128 bits are loaded to where they belong, which costs loads instead of half
+    of the shuffles; elsewhere squares are turned.
+    """
     saved = [(x.axis, em.env.get(x.axis), em.extents.get(x.axis)) for x in (u, v)]
     em.extents[u.axis], em.extents[v.axis] = u.extent, v.extent
-    width = em.b.target.lanes(max(em.buffers[s.buffer].dtype.bits, 32))
+    bits = max(em.buffers[s.buffer].dtype.bits, 32)
+    width, piece = em.b.target.lanes(bits), 128 // bits
     for u0, nu in chunks(u.extent, width):
         for v0, nv in chunks(v.extent, width):
-            n = min(nu, nv)
+            n, m = (piece, nv) if nv == width and nu >= piece else (min(nu, nv),) * 2
             for ub in range(u0, u0 + nu, n):
-                for vb in range(v0, v0 + nv, n):
-                    _square(em, s, u.axis, ub, v.axis, vb, n)
+                for vb in range(v0, v0 + nv, m):
+                    _turn(em, s, u.axis, ub, n, v.axis, vb, m)
     for axis, value, extent in saved:
         em.env[axis], em.extents[axis] = value, extent
 
 
-def _square(em: Emitter, s: Store, u: str, u0: int, v: str, v0: int, n: int) -> None:
+def _turn(em: Emitter, s: Store, u: str, u0: int, n: int, v: str, v0: int, m: int) -> None:
+    """m vectors of n lanes along u -> n vectors of m lanes along v."""
     b, rows = em.b, []
     em.env[u] = u0
     em.across(u, n)
-    for i in range(n):
+    for i in range(m):
         em.env[v] = v0 + i
         rows.append(b.splat(em.evaluate(s.value), n))
-    columns = transpose(b, rows) if n > 1 else rows
+    rows = [concat(b, rows[i::n]) for i in range(n)]
+    columns = transpose(b, rows, n) if n > 1 else rows
     em.env[v] = v0
-    em.across(v, n)
+    em.across(v, m)
     for i in range(n):
         em.env[u] = u0 + i
         em.store(s, columns[i])

@@ -12,7 +12,8 @@ from collections.abc import Collection
 from ..codegen.target import Target
 from ..errors import ScheduleError
 from ..kernel.kernel import Kernel, Loop, Stmt, Tile, read, walk, written
-from .cpu_contract import recognise, schedule_contraction
+from .contraction import recognise
+from .cpu_contract import schedule_contraction
 from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
 from .gpu import schedule_gpu

@@ -35,7 +35,7 @@ from ..kernel.kernel import (
     stores,
     written,
 )
-from .cpu_contract import Contraction, accumulation, normalise
+from .contraction import Contraction, accumulation, normalise
 from .gpu_limits import GPU, GpuLimits
 from .nest import extents_of, stride
 from .pipeline import pipeline

@@ -41,7 +41,7 @@ from ..kernel.kernel import (
     map_expr,
     map_store,
 )
-from .cpu_contract import Contraction, accumulation, normalise, recognise
+from .contraction import Contraction, accumulation, normalise, recognise
 from .gpu_contract import largest
 from .gpu_limits import GPU, GpuLimits
 from .nest import chain_of, extents_of, outer_chain, stride

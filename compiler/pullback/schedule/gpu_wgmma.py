@@ -40,7 +40,7 @@ from ..kernel.kernel import (
     subst,
 )
 from ..kernel.products import LINE
-from .cpu_contract import Contraction, accumulation, normalise, recognise
+from .contraction import Contraction, accumulation, normalise, recognise
 from .gpu_limits import GPU, GpuLimits
 from .nest import cost, extents_of, outer_chain, rename, stride
 from .steps import add_masks
