@@ -14,7 +14,10 @@ import artifact_by_hand as hand
 import numpy as np
 import pytest
 
+import pullback as pb
 import pullback_runtime as rt
+from pullback.driver import compile_program, write
+from pullback.dsl.trace import trace_functions
 
 N = hand.N
 
@@ -194,6 +197,20 @@ def test_replacing_a_loaded_artifact_is_safe(tmp_path):
     hand.build(path)
     new = rt.load(path, threads=1)
     assert old.train(x=x, i=i)[0] == new.train(x=x, i=i)[0] == 5
+    assert os.listdir(tmp_path) == ["a.so"]
+
+
+def test_a_replaced_artifact_is_loaded_anew(tmp_path):
+    """Edit, build, load again, in one process as in a notebook: the loader would give the old code for the same name."""
+    path = tmp_path / "a.so"
+
+    def scale(factor: float) -> None:
+        function = pb.function(pb.f32[3], name="f")(lambda x: x * factor)
+        write(path, compile_program(trace_functions([function]), pb.Options(cache=False)))
+
+    for factor in (2.0, 3.0, 4.0):
+        scale(factor)
+        assert rt.load(path, threads=1).f(x=np.ones(3, np.float32)).tolist() == [factor] * 3
     assert os.listdir(tmp_path) == ["a.so"]
 
 

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import mmap
 import os
+import shutil
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable
@@ -93,12 +95,37 @@ def memory(nbytes: int) -> np.ndarray:
     return np.frombuffer(pages, np.uint8)
 
 
+def _load(path: str) -> ctypes.CDLL:
+    """The loader knows libraries by their names: of a file that was replaced since it was loaded, it gives the old code.
+    Then a copy under a name of its own is loaded."""
+    lib = ctypes.CDLL(os.path.abspath(path))
+    if _file_at(_address(lib.pb_abi)) in (None, os.stat(path).st_ino):
+        return lib
+    with tempfile.NamedTemporaryFile(prefix="pullback-", suffix=".so") as copy:
+        shutil.copyfile(path, copy.name)
+        return ctypes.CDLL(copy.name)
+
+
+def _file_at(address: int) -> int | None:
+    """The inode of the file that is mapped at an address, if the system tells."""
+    try:
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                span, _, _, _, inode, *_ = line.split()
+                low, high = (int(x, 16) for x in span.split("-"))
+                if low <= address < high:
+                    return int(inode)
+    except OSError:
+        pass  # another system than Linux
+    return None
+
+
 class Library:
     """A loaded artifact.  Loading one file twice gives the same code; every context has its own state."""
 
     def __init__(self, path: str, manifest: Manifest):
         try:
-            self.lib = ctypes.CDLL(os.path.abspath(path))
+            self.lib = _load(path)
             abi = self._function("pb_abi", c_uint32)()
         except (OSError, AttributeError) as e:
             raise ArtifactError(f"{path}: cannot be loaded ({e})") from None
