@@ -201,7 +201,7 @@ def test_replacing_a_loaded_artifact_is_safe(tmp_path):
 
 
 def test_a_replaced_artifact_is_loaded_anew(tmp_path):
-    """Edit, build, load again, in one process as in a notebook: the loader would give the old code for the same name."""
+    """Edit, build, load again, as in a notebook: the loader would give the old code for the same name."""
     path = tmp_path / "a.so"
 
     def scale(factor: float) -> None:

@@ -96,7 +96,7 @@ def memory(nbytes: int) -> np.ndarray:
 
 
 def _load(path: str) -> ctypes.CDLL:
-    """The loader knows libraries by their names: of a file that was replaced since it was loaded, it gives the old code.
+    """The loader knows libraries by their names and gives the old code of a file that was replaced since it was loaded.
     Then a copy under a name of its own is loaded."""
     lib = ctypes.CDLL(os.path.abspath(path))
     if _file_at(_address(lib.pb_abi)) in (None, os.stat(path).st_ino):
