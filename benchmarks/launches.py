@@ -1,10 +1,13 @@
-"""Where the time of a step goes: every call of a function's plan, alone, on one thread.
+"""Where the time of a step goes: every call of a function's plan, on one thread.
 
     python benchmarks/launches.py benchmarks/pullback_mlp.py --function train
-    python benchmarks/launches.py examples/digits.py --dim batch=64
+    python benchmarks/launches.py benchmarks/pullback_mlpdeep.py --by kernel
+    python benchmarks/launches.py examples/digits.py --dim batch=64 --alone
 
 Prints for each call its blocks, median microseconds, GFLOP/s of its multiply-adds and GB/s of the bytes it touches;
-the sum is what one thread needs, `inspect --stage plan` shows which buffers are meant.
+the sum is what one thread needs, `inspect --stage plan` shows which buffers are meant.  Calls run in the order of the
+step, so each finds the caches as the step leaves them; with `--alone` each is repeated by itself.  `--by kernel` adds
+up the calls of each kernel.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -50,12 +54,27 @@ def calls(steps) -> list[Call]:
     return out
 
 
+def measure(calls: list[Callable[[], None]], rounds: int, alone: bool) -> np.ndarray:
+    """Seconds of each call in each round."""
+    times = np.zeros((len(calls), rounds))
+    turns = [[i] for i in range(len(calls))] if alone else [list(range(len(calls)))]
+    for turn in turns:
+        for r in range(rounds):
+            for i in turn:
+                start = time.perf_counter()
+                calls[i]()
+                times[i, r] = time.perf_counter() - start
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("script", type=Path)
     parser.add_argument("--function", default="train")
     parser.add_argument("--dim", action="append", default=[])
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=25)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--by", choices=("call", "kernel"), default="call")
     args, rest = parser.parse_known_args()
     sys.path.insert(0, str(args.script.resolve().parent))
     build = Build(trace_script(args.script, rest, parse_dims(args.dim)), Options(cache=False))
@@ -72,25 +91,30 @@ def main() -> None:
     for i, t in enumerate(f.inputs):
         if t.dtype.is_integer:
             memory[FIRST_ARGUMENT + i][:] = 0
-    print(f"{'us':>9} {'GFLOP/s':>8} {'GB/s':>6} {'blocks':>6}  call")
-    total = 0.0
-    for c in calls(f.steps):
-        kernel = plan.kernels[c.kernel]
+    found = calls(f.steps)
+    bound = []
+    for c in found:
         arrays = [memory[a.base][a.offset :] for a in c.arguments]
-        call = loaded.bind(f"k_{c.kernel}_{target.isa}", arrays, c.blocks, scratch_layout(kernel)[1])
-        times = []
-        for _ in range(args.repeat):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        t = float(np.median(times))
-        total += t
-        share = c.blocks / max(kernel.blocks, 1)
+        scratch = scratch_layout(plan.kernels[c.kernel])[1]
+        bound.append(loaded.bind(f"k_{c.kernel}_{target.isa}", arrays, c.blocks, scratch))
+    no_blocks = [memory[a.base][a.offset :] for a in found[0].arguments]
+    nothing = loaded.bind(f"k_{found[0].kernel}_{target.isa}", no_blocks, 0)
+    overhead = float(np.median(measure([nothing], 99, False)))
+    medians = np.maximum(np.median(measure(bound, args.repeat, args.alone), axis=1) - overhead, 1e-9)
+
+    rows: dict[object, list[tuple[Call, float]]] = {}
+    for i, (c, t) in enumerate(zip(found, medians, strict=True)):
+        rows.setdefault(i if args.by == "call" else c.kernel, []).append((c, float(t)))
+    print(f"{'us':>9} {'GFLOP/s':>8} {'GB/s':>6} {'calls':>5} {'blocks':>6}  label (elements of each argument)")
+    for row in rows.values():
+        c, t = row[0][0], sum(t for _, t in row)
+        kernel = plan.kernels[c.kernel]
+        share = sum(c.blocks for c, _ in row) / max(kernel.blocks, 1)
         moved = sum(r + w for r, w in traffic(kernel).values()) * share
         sizes = " ".join(f"{prod(b.shape)}" for b in kernel.params)
         rates = f"{flops(kernel) * share / t / 1e9:8.1f} {moved / t / 1e9:6.1f}"
-        print(f"{t * 1e6:9.1f} {rates} {c.blocks:6}  {c.label} ({sizes})")
-    print(f"{total * 1e6:9.1f} us in all")
+        print(f"{t * 1e6:9.1f} {rates} {len(row):5} {c.blocks:6}  {c.label} ({sizes})")
+    print(f"{medians.sum() * 1e6:9.1f} us in all")
 
 
 if __name__ == "__main__":

@@ -111,9 +111,10 @@ def test_plans_that_cannot_be_packed():
         deep = Repeat(2, (deep,))
     with pytest.raises(BuildError, match="scans are nested more than 4 deep"):
         pack_tables(hand.plan(replace(hand.TRAIN, steps=(deep,))))
-    many = hand.launch(hand.add(hand.W, hand.W, hand.W, 1 << 32))
-    with pytest.raises(BuildError, match=r"model.py:12: a launch of 4294967296 portions is too large"):
+    many = hand.launch(hand.add(hand.W, hand.W, hand.W, 1 << 16))
+    with pytest.raises(BuildError, match=r"model.py:12: a launch of 65536 portions is too large"):
         pack_tables(hand.plan(replace(hand.TRAIN, steps=(many,))))
+    pack_tables(hand.plan(replace(hand.TRAIN, steps=(replace(many, chunk=1 << 16),))))  # one worker's
 
 
 def test_native_module_is_made_once():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from ..codegen.native_layout import Entry, Header, Op, Row
+from ..codegen.native_layout import MOST_PORTIONS, Entry, Header, Op, Row
 from ..errors import BuildError
 from ..graph.program import SEED
 from ..graph.types import TensorType
@@ -139,7 +139,7 @@ class _Packer:
             kernel, arguments = self.kernels[call.kernel], self._append(bytes(packed))
             rows += struct.pack("<6q", kernel, arguments, first, call.portions, call.grain, call.blocks)
             first += call.portions
-        if first >= 1 << 32:
+        if first > MOST_PORTIONS and first > launch.chunk:
             raise BuildError(f"{launch.calls[0].loc}: a launch of {first} portions is too large")
         return self._append(bytes(rows)), first
 

@@ -4,9 +4,12 @@ It is the same for every program, so its object code is compiled once and cached
 that `artifact/tables.py` packs from a `Plan`, deals the blocks of launches out to worker threads in the plan's
 portions, and is the C ABI (`artifact/header.py` documents it).
 
-*Claim and complete*: one word `launch number << 32 | portions left` is all that workers compete for.  They claim
-`chunk` portions by compare-exchange; who finishes a launch's last one starts the next.  A launch ends when its
-portions are done, not when all workers arrive, so a worker that the machine took away holds up nobody.  What a
+*Claim and complete*: one word `launch number << 32 | first << 16 | last` is all that workers compete for: portions
+first <= p < last are left.  They claim `chunk` of them by compare-exchange, even workers from the front and odd ones
+from the back, so that with two workers each finds about the same data in its cache launch for launch and step for
+step: to write what another processor has read costs an exchange between them for every cache line.  Who finishes a
+launch's last portion starts the next.  A launch ends when its portions are done, not when all workers arrive, so a
+worker that the machine took away holds up nobody.  What a
 launch is (its row, portions, chunk) is written before the word is published, and only after every portion of the
 launch before it is done.  So what a worker read between loading the word and claiming by it belongs to that
 word: were it stale, the claim would fail.
@@ -33,7 +36,7 @@ import llvmlite.binding as llvm
 from . import native_abi, native_system
 from .compile import compile_module
 from .native_builder import Function, Value
-from .native_layout import Context, Control, Op, Record, Row, Status
+from .native_layout import MOST_PORTIONS, Context, Control, Op, Record, Row, Status
 from .target import Target
 
 _AFFINITY = 128
@@ -268,16 +271,16 @@ def work() -> Function:
     f = Function("void", "work", "ptr control, i64 worker")
     control, worker = f["control"], f["worker"]
     mine = f.variable("i64", 0)
-    caller = worker == 0
+    caller, front = worker == 0, (worker & 1) == 0
     with f.forever():
         word = (control + Control.WORD).load(order="acquire")
-        left, number = word & 0xFFFFFFFF, word >> 32
-        with f.when(left != 0):
+        first, last, number = (word >> 16) & MOST_PORTIONS, word & MOST_PORTIONS, word >> 32
+        with f.when(first != last):
             launch, chunk = field(control, Control.LAUNCH, "ptr"), field(control, Control.CHUNK)
-            blocks = field(control, Control.BLOCKS)
-            share = f.minimum(chunk, left)
-            with f.when((control + Control.WORD).compare_exchange(word, word - share)):
-                low = blocks - left
+            share = f.minimum(chunk, last - first)
+            left = f.select(front, word + (share << 16), word - share)
+            with f.when((control + Control.WORD).compare_exchange(word, left)):
+                low = f.select(front, first, last - share)
                 f.call("void", "run_range", control, launch, worker, low, low + share)
                 mine.set(mine.get() + share)
             f.again()

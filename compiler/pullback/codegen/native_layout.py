@@ -10,6 +10,8 @@ MAGIC = 0x6B636162_6C6C7570
 
 ABI = 3
 MAX_WORKERS = 256
+MOST_PORTIONS = 0xFFFF
+"""Of one launch that several workers share: a mask of half of the word that they compete for."""
 
 
 class Op:

@@ -253,18 +253,25 @@ class _FunctionPlanner:
             key, blocks, scratch, time = self.kernels.get(piece.kernel, looped)
             self.scratch = max(self.scratch, scratch)
             arguments = tuple(Argument(at.storage.base, at.storage.offset, at.strides) for at in where)
-            found.append((time, Call(key, arguments, blocks, piece.loc, piece.label, piece.sites)))
+            outs = piece.kernel.outputs
+            updates = any(
+                a.base == STATE and b.name in outs for a, b in zip(arguments, piece.kernel.params, strict=True)
+            )
+            found.append((time, updates, Call(key, arguments, blocks, piece.loc, piece.label, piece.sites)))
         return _dealt_out(found)
 
 
-def _dealt_out(calls: list[tuple[float, Call]]) -> Launch:
-    """The launch of (nanoseconds of a block, call), cut into portions of about equal time, the longest first."""
-    total = sum(time * c.blocks for time, c in calls)
+def _dealt_out(calls: list[tuple[float, bool, Call]]) -> Launch:
+    """The launch of (nanoseconds of a block, does it update state, call), cut into portions of about equal time.
+
+    The longest come first, except that updates of state come last.  Workers take portions from both ends: so one
+    computes while another moves memory, and state stays with the same one for the most part."""
+    total = sum(time * c.blocks for time, _, c in calls)
     portion = max(SHORTEST, total / PORTIONS)
     cut = []
-    for time, c in calls:
+    for time, updates, c in calls:
         grain = max(1, min(c.blocks, round(portion / time))) if time else max(1, c.blocks)
-        cut.append((grain * time, replace(c, grain=grain)))
-    cut.sort(key=lambda x: -x[0])
-    ordered = tuple(c for _, c in cut)
+        cut.append((updates, -grain * time, replace(c, grain=grain)))
+    cut.sort(key=lambda x: x[:2])
+    ordered = tuple(c for _, _, c in cut)
     return Launch(ordered, chunk=1 if total >= 2 * SHORTEST else max(1, sum(c.portions for c in ordered)))
