@@ -33,6 +33,7 @@ LOWERED = {
     "sum_warps": (2, 4),
     "scatter": (4, 64),
     "row": (2, 4, 8),
+    "row_threads": (32, 64),
     "private": (1, 4),
 }
 """Thresholds, and the values that they take here."""

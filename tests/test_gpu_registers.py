@@ -10,31 +10,13 @@ import re
 import pytest
 import schedule_nests as nests
 from simt.ptx import assemble, needs_ptxas
-from test_gpu_schedules import lowered, norm_gradient
+from test_gpu_schedules import loss, lowered, norm, norm_gradient
 from test_ptx import op_kernels
 
 import pullback as pb
-from pullback import nn
 from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, symbol, translate
 from pullback.kernel.kernel import Kernel
 from pullback.schedule import schedule
-
-
-def norm(rows: int, columns: int) -> Kernel:
-    @pb.function(pb.f32[rows, columns], pb.f32[columns], pb.f32[columns])
-    def forward(x, w, b):
-        return nn.layer_norm(x, (columns,), w, b)
-
-    return lowered(forward)[0]
-
-
-def cross_entropy(rows: int, columns: int) -> Kernel:
-    @pb.function(pb.f32[rows, columns], pb.i32[rows])
-    def loss(x, y):
-        value = nn.cross_entropy(x, y)
-        return value, pb.grad(value, x)
-
-    return max(lowered(loss), key=lambda k: sum(p.size for p in k.params))
 
 
 def adamw(size: int) -> Kernel:
@@ -55,7 +37,10 @@ NAMED = {
     "layer norm backward 6144x256": (lambda: norm_gradient(6144, 256), 128),
     "layer norm backward 8192x1024": (lambda: norm_gradient(8192, 1024), 248),
     "layer norm backward 8192x640": (lambda: norm_gradient(8192, 640), 184),
-    "cross-entropy 4096x1000": (lambda: cross_entropy(4096, 1000), 160),
+    "softmax 4096x4096": (lambda: nests.softmax(4096, 4096), 48),
+    "softmax 1024x16384": (lambda: nests.softmax(1024, 16384), 64),
+    "layer norm 4096x8192": (lambda: norm(4096, 8192), 64),
+    "cross-entropy 4096x1000": (lambda: loss(4096, 1000), 160),
     "AdamW 1M": (lambda: adamw(1 << 20), 64),
     "sums of columns 96x256": (lambda: nests.columns(96, 256, 96), 64),
     "scatter-add 50304x768": (lambda: nests.scatter(50304, 768, 4096), 64),

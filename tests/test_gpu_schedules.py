@@ -5,6 +5,8 @@ What they compute is compared elsewhere (`test_ptx.py`, `test_gpu_models.py`, `t
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import schedule_nests as nests
@@ -15,8 +17,8 @@ from test_ptx import SM90, check, scheduled
 
 import pullback as pb
 from pullback import nn
-from pullback.codegen.ptx import launch_shape, shared_bytes
-from pullback.codegen.threads import distribution
+from pullback.codegen.ptx import emit_kernel, launch_shape, shared_bytes
+from pullback.codegen.threads import Spread, distribution
 from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
@@ -24,6 +26,7 @@ from pullback.kernel.kernel import Barrier, Kernel, Loop, exprs, loads, map_stmt
 from pullback.kernel.verify import verify
 from pullback.schedule import schedule
 from pullback.schedule.gpu_limits import GpuLimits
+from pullback.schedule.gpu_long import schedule_long
 
 
 def barriers(kernel: Kernel) -> int:
@@ -49,6 +52,14 @@ def lowered(function) -> list[Kernel]:
 
 
 # ---- rows that are summed over columns ----------------------------------------------------------------------
+def norm(rows: int, columns: int) -> Kernel:
+    @pb.function(pb.f32[rows, columns], pb.f32[columns], pb.f32[columns])
+    def forward(x, w, b):
+        return nn.layer_norm(x, (columns,), w, b)
+
+    return lowered(forward)[0]
+
+
 def norm_gradient(rows: int, columns: int) -> Kernel:
     """The gradients of a layer norm by its input, weight and bias."""
 
@@ -77,7 +88,7 @@ def test_rows_are_read_ahead():
         ("x0_0_next", "x1_1_next"), (16, 256)
     )
     assert {n: s for n, s in distribution(kernel).items() if n.endswith("_now")} == dict.fromkeys(
-        ("x0_0_now", "x1_1_now"), (1, 2, (0,))
+        ("x0_0_now", "x1_1_now"), Spread(1, 2, (0,))
     )
     (step,) = (s for s in walk(kernel.body) if isinstance(s, Loop) and s.role == "reduce" and s.binding == "serial")
     read = [{x.buffer for e in exprs(s) for x in loads(e)} for s in stores(step.body)]
@@ -102,6 +113,65 @@ def test_sums_over_rows(rows, columns):
 def test_missing_barriers_of_sums_are_noticed(which):
     kernel = norm_gradient(64, 40)
     torn = without(schedule(kernel, SM90, gpu=GpuLimits(sum_warps=4)), which)
+    with pytest.raises(EmulationError, match=r"race|uninitialised"):
+        run_kernel(load({"torn": torn}, SM90), "torn", torn, SM90, nests.arrays_for(kernel))
+
+
+# ---- long rows ----------------------------------------------------------------------------------------------
+def several(rows: int, columns: int) -> Kernel:
+    """Sums of several kinds over the same rows, one after another and side by side."""
+
+    @pb.function(pb.f32[rows, columns], pb.f32[columns])
+    def f(x, w):
+        return pb.sum(x * x, axis=-1), pb.max(x * w, axis=-1), pb.argmin(x, axis=-1), nn.layer_norm(x, (columns,), w, w)
+
+    return max(lowered(f), key=lambda k: len(k.params))
+
+
+def loss(rows: int, columns: int) -> Kernel:
+    @pb.function(pb.f32[rows, columns], pb.i32[rows])
+    def f(x, y):
+        value = nn.cross_entropy(x, y)
+        return value, pb.grad(value, x)
+
+    return max(lowered(f), key=lambda k: sum(p.size for p in k.params))
+
+
+def test_long_rows_have_a_block():
+    kernel = scheduled(nests.softmax(100, 4096))
+    assert launch_shape(kernel) == (100, 256)
+    assert {b.name: b.shape for b in kernel.locals if b.space == "shared"} == {"s0": (), "s1": (), "terms0": (4096,)}
+    assert not any(b.space == "local" for b in kernel.locals)
+    assert distribution(kernel)["e0"] == Spread(0, 4, (), 256)
+    text = emit_kernel("rows", kernel, SM90)
+    assert len(re.findall(r"load <4 x float>, ptr %v\d+, align 16", text)) == 4  # each element is read once
+    assert launch_shape(scheduled(nests.softmax(100, 1024))) == (25, 128)
+    assert launch_shape(scheduled(nests.softmax(100, 30000)))[1] == 128  # no room for the terms
+
+
+LONG = {
+    **{f"softmax {n}": lambda n=n: nests.softmax(3, n) for n in (130, 256, 1100, 1101)},
+    "layer norm": lambda: norm(3, 300),
+    "several": lambda: several(3, 200),
+    "several, odd": lambda: several(2, 333),
+    "cross-entropy": lambda: loss(5, 200),
+}
+
+
+@needs_emulator
+def test_blocks_of_rows():
+    few = GpuLimits(private=2, row_threads=64)
+    kernels = {name: make() for name, make in LONG.items()}
+    check({f"n{i}": (k, schedule_long(k, SM90, (), few)) for i, k in enumerate(kernels.values())})
+    check({"whole": (k := nests.softmax(2, 2080), scheduled(k))})
+
+
+@needs_emulator
+@pytest.mark.parametrize("which", range(4))
+def test_missing_barriers_of_long_rows_are_noticed(which):
+    kernel = nests.softmax(2, 520)
+    after = schedule_long(kernel, SM90, (), GpuLimits(private=2, row_threads=128))
+    torn = without(after, which)
     with pytest.raises(EmulationError, match=r"race|uninitialised"):
         run_kernel(load({"torn": torn}, SM90), "torn", torn, SM90, nests.arrays_for(kernel))
 

@@ -24,7 +24,7 @@ import pullback as pb
 from pullback import nn, optim, passes
 from pullback.codegen.numpy_math import numpy_functions
 from pullback.codegen.ptx import emit_kernel, gpu_target, launch_shape, module, translate
-from pullback.codegen.threads import distribution, threads_of
+from pullback.codegen.threads import Spread, distribution, threads_of
 from pullback.config import Options
 from pullback.dsl.trace import trace_functions
 from pullback.errors import BuildError, VerifyError
@@ -170,7 +170,7 @@ def test_the_example_of_the_documentation():
     text = (EXAMPLES.parent / "docs" / "gpu.md").read_text()
     kernel = parse_kernel(re.search(r"```kernel\n(.*?)```", text, re.S)[1])
     verify(kernel, SM90)
-    assert distribution(kernel) == dict.fromkeys("mse", (0, 1, ()))
+    assert distribution(kernel) == dict.fromkeys("mse", Spread(0, 1))
     check({"documented": (kernel, kernel)})
     x = nests.arrays_for(kernel)["x"]
     assert np.allclose(evaluate(kernel, {"x": x})["y"], np.exp(x) / np.exp(x).sum(1, keepdims=True), atol=1e-6)
@@ -333,7 +333,7 @@ kernel pairs(x: f32[4,64]) -> y: f32[4,64]
 @needs_emulator
 def test_lanes_hold_pairs_of_neighbours():
     kernel = parse_kernel(PAIRS)
-    assert distribution(kernel) == {"e": (0, 2, ())}
+    assert distribution(kernel) == {"e": Spread(0, 2)}
     check({"pairs": (kernel, kernel)})
     with pytest.raises(VerifyError, match="does not move by whole warps"):
         distribution(parse_kernel(PAIRS.replace("e[k*2 + u]", "e[k*2 + u + 1]")))

@@ -81,29 +81,30 @@ def threads_of(kernel: Kernel) -> int:
 
 # ---- distribution ---------------------------------------------------------------------------------------
 class Spread(NamedTuple):
-    """How a private buffer lies across the lanes of a warp: element e of `dimension` in lane (e / unit) mod 32.
-    `others`: dimensions of which each thread has one element, that of its number."""
+    """How a private buffer lies across threads: element e of `dimension` in lane (e / unit) mod 32, or in thread
+    (e / unit) mod `count`.  `others`: dimensions of which each thread has one element, that of its number."""
 
     dimension: int
     unit: int
     others: tuple[int, ...] = ()
+    count: int = WARP
 
     def held(self, shape: Iterable[int]) -> tuple[int, ...]:
-        """The shape of what each lane has."""
-        group = WARP * self.unit
+        """The shape of what each thread has."""
+        group = self.count * self.unit
         return tuple(
             -(-n // group) * self.unit if d == self.dimension else 1 if d in self.others else n
             for d, n in enumerate(shape)
         )
 
     def place(self, e: int) -> tuple[int, int]:
-        """(lane, which of its elements)."""
+        """(lane or thread, which of its elements)."""
         at, within = divmod(e, self.unit)
-        return at % WARP, at // WARP * self.unit + within
+        return at % self.count, at // self.count * self.unit + within
 
 
 def distribution(kernel: Kernel) -> dict[str, Spread]:
-    """How private buffers lie across the lanes of a warp.
+    """How private buffers lie across the lanes of a warp, or the threads of a block.
 
     Those that do not are not in it: each thread has what its own axes choose, or a copy of the whole.  Raises
     `VerifyError` where a thread would need an element that it cannot get: for those across lanes by a shuffle that
@@ -118,14 +119,20 @@ def distribution(kernel: Kernel) -> dict[str, Spread]:
     wgmma.check(kernel)
     for name, accesses in uses.items():
         terms = {_dealt_terms(x, around) for x, around in accesses}
-        found = {(d, c) for t in terms for d, binding, c, _ in t if binding == "lane" and c > 0}
+        lanes = {(d, c) for t in terms for d, binding, c, _ in t if binding == "lane" and c > 0}
         others = {tuple(s for s in t if s[1] != "lane") for t in terms}
-        if len(found) == len(others) == 1 and all(len([s for s in t if s[1] == "lane"]) <= 1 for t in terms):
-            across[name] = Spread(*found.pop(), tuple(d for d, *_ in others.pop()))
-            for x, around in accesses:
-                _check(kernel, x, across[name], around)
+        if len(lanes) == len(others) == 1 and all(len([s for s in t if s[1] == "lane"]) <= 1 for t in terms):
+            spread = Spread(*lanes.pop(), tuple(d for d, *_ in others.pop()))
+            if reason := next(filter(None, (_misplaced(x, spread, around) for x, around in accesses)), ""):
+                raise VerifyError(f"kernel {kernel.name}: {name} lies across lanes, and {reason}")
+            across[name] = spread
         elif len(terms) > 1:
             raise VerifyError(f"kernel {kernel.name}: threads would read each other's elements of {name}")
+        elif [s[1] for t in terms for s in t] == ["thread"]:
+            ((d, _, c, n),) = terms.pop()
+            spread = Spread(d, c, (), n)
+            if c > 0 and not any(_misplaced(x, spread, around) for x, around in accesses):
+                across[name] = spread
     return across
 
 
@@ -139,25 +146,25 @@ def _dealt_terms(x: Load | Store, around: Mapping[str, Loop]) -> tuple[tuple[int
     return tuple(sorted(out))
 
 
-def _check(kernel: Kernel, x: Load | Store, spread: Spread, around: Mapping[str, Loop]) -> None:
-    """An access of a buffer that lies across lanes: of the lane's own elements, or a shuffle."""
-    i, where = x.index[spread.dimension], f"kernel {kernel.name}: {x.buffer} lies across lanes"
+def _misplaced(x: Load | Store, spread: Spread, around: Mapping[str, Loop]) -> str:
+    """What is wrong with an access of a buffer that lies across lanes; it is right if the element is the lane's own, or
+    comes by a shuffle."""
+    i = x.index[spread.dimension]
     if any(not isinstance(x.index[d], Affine) or len(x.index[d].terms) > 1 for d in spread.others):
-        raise VerifyError(f"{where}, and has more than one place for each thread")
+        return "has more than one place for each thread"
     within, dealt = 0, False
     for n, c in i.terms if isinstance(i, Affine) else ():
         if n in around and around[n].binding in LEVELS:
             dealt = True
-        elif c % (WARP * spread.unit):  # a step from one neighbour to the next, or to where it does not belong
+        elif c % (spread.count * spread.unit):  # a step from one neighbour to the next, or to where it does not belong
             within += c * (around[n].extent - 1) if n in around and 0 < c < spread.unit else spread.unit
     if not isinstance(i, Affine) or within + i.const % spread.unit >= spread.unit:
-        raise VerifyError(f"{where}, and its index does not move by whole warps")
+        return "its index does not move by whole warps"
     if dealt and spread.place(i.const)[0] == 0:
-        return
+        return ""
     if isinstance(x, Store):
-        raise VerifyError(f"{where}, and a store to {i} is not each lane's own")
-    if x.masks:
-        raise VerifyError(f"{where}, and another lane's element is read under a mask")
+        return f"a store to {i} is not each lane's own"
+    return "another lane's element is read under a mask" if x.masks else ""
 
 
 def _accesses(stmts: Iterable[Stmt], around: Mapping[str, Loop]) -> Iterator[tuple[Load | Store, Mapping[str, Loop]]]:
@@ -381,7 +388,7 @@ class ThreadEmitter(Emitter):
         spread = self.spread.get(buffer.name)
         if spread is None or spread.dimension != d:
             return Affine(i.const, tuple(own))
-        return Affine(spread.place(i.const)[1], tuple((n, c if c < spread.unit else c // WARP) for n, c in own))
+        return Affine(spread.place(i.const)[1], tuple((n, c if c < spread.unit else c // spread.count) for n, c in own))
 
     def _layout(self, buffer: Buffer) -> Buffer:
         """What each thread has of a private buffer."""

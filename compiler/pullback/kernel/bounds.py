@@ -129,10 +129,10 @@ def _dimension_apart(axis: str, extent: int, a: Index, b: Index, inner: Mapping[
                 if a.coef(n) != b.coef(n):
                     return False
                 continue
-            if abs(k) >= size:
+            ends = (sign * k * inner[n][0], sign * k * inner[n][1])
+            if abs(k) >= size and ends[0] != ends[1]:
                 g = gcd(g, k)
                 continue
-            ends = (sign * k * inner[n][0], sign * k * inner[n][1])
             low, high = low + min(ends), high + max(ends)
     if g:  # constants that are multiples of g are part of the large
         shift = (low // g) * g if high - low < g else 0

@@ -13,6 +13,7 @@ from ..errors import ScheduleError, VerifyError
 from ..kernel.kernel import Kernel
 from .gpu_contract import schedule_contraction
 from .gpu_limits import GPU, GpuLimits
+from .gpu_long import schedule_long
 from .gpu_map import schedule_map
 from .gpu_mma import schedule_mma
 from .gpu_rows import schedule_rows
@@ -34,5 +35,5 @@ def schedule_gpu(
 
 _OWN = {
     "contraction": (schedule_wgmma, schedule_mma, schedule_contraction),
-    "rows": (schedule_sums, schedule_rows),
+    "rows": (schedule_sums, schedule_long, schedule_rows),
 }

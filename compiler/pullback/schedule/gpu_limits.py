@@ -23,6 +23,8 @@ class GpuLimits:
     """Threads of a scatter-add: its destinations go in so many ranges that there are about as many."""
     row: int = 8
     """Rows of at least so many elements get a warp, shorter ones a thread."""
+    row_threads: int = 512
+    """Threads of a block that has a row of its own, at most."""
     private: int = 32
     """Elements of a buffer that a thread keeps in registers, where its loops must be unrolled for it."""
     contraction: int = 8

@@ -25,6 +25,9 @@ from .steps import bind, split, tidy
 PAIR = 2
 """Neighbours that a lane takes: 64 partial results are two for each lane, so it can add up no more of them."""
 
+NEIGHBOUR = "_v"
+"""Ends the names of axes over them."""
+
 
 def schedule_rows(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
     """A nest with parallel loops inside; refuses (`ScheduleError`, `VerifyError`) what lanes cannot share."""
@@ -51,12 +54,9 @@ def finish_rows(kernel: Kernel, limits: GpuLimits) -> Kernel:
         if extent > WARP * unit:
             kernel = split(kernel, axis, WARP * unit, f"{axis}_w", axis, tail="mask")
             kernel = peel_masked(kernel, f"{axis}_w")
-        if unit > 1:
-            kernel = expand(split(kernel, axis, unit, axis, f"{axis}_v"), f"{axis}_v")
-            kernel = bind(kernel, **{f"{axis}_v": "vector"})
     for axis in _chunks(kernel, inner):
         kernel = peel_masked(kernel, axis)
-    kernel = _separate(_bind_folds(bind(kernel, **dict.fromkeys(inner, "lane")), unit))
+    kernel = _separate(_lanes(kernel, inner, unit))
     kernel = rebind(kernel, dict.fromkeys(_steps(kernel, limits.private // unit), "unroll"))
     kernel = place_private(kernel, limits.private, distribution(kernel))
     distribution(kernel)
@@ -117,21 +117,26 @@ def _steps(kernel: Kernel, most: int) -> set[str]:
     return {axis for axis, few in found.items() if few}
 
 
-def _bind_folds(kernel: Kernel, unit: int) -> Kernel:
-    """Each step of a fold runs over lanes, and over the neighbours in each."""
+def _lanes(kernel: Kernel, inner: Collection[str], unit: int) -> Kernel:
+    """These loops, and the steps of folds, run over lanes, and over the neighbours in each."""
 
     def dealt(s: Loop) -> Loop:
         if unit == 1:
             return replace(s, binding="lane")
-        v = f"{s.axis}_v"
+        v = f"{s.axis}{NEIGHBOUR}"
         body = subst(s.body, {s.axis: A(s.axis) * unit + A(v)})
-        pair = Loop(v, min(s.extent, unit), s.role, body, "vector")
-        return replace(s, extent=max(s.extent // unit, 1), body=(pair,), binding="lane")
+        some = Loop(v, min(s.extent, unit), s.role, body, "vector")
+        return replace(s, extent=max(s.extent // unit, 1), body=(some,), binding="lane")
 
     def go(s: Stmt) -> tuple[Stmt, ...]:
-        return (replace(s, body=tuple(map(dealt, s.body))),) if isinstance(s, Tile) and s.name == "fold" else (s,)
+        if isinstance(s, Tile) and s.name == "fold":
+            return (replace(s, body=tuple(map(dealt, s.body))),)
+        return (dealt(s),) if isinstance(s, Loop) and s.axis in inner else (s,)
 
-    return replace(kernel, body=map_stmts(kernel.body, go))
+    kernel = replace(kernel, body=map_stmts(kernel.body, go))
+    for axis in inner if unit > 1 else ():
+        kernel = expand(kernel, f"{axis}{NEIGHBOUR}")
+    return kernel
 
 
 def _separate(kernel: Kernel) -> Kernel:

@@ -241,7 +241,8 @@ def rename_loops(kernel: Kernel, names: dict[str, str], where: Callable[[Loop], 
 
 
 def tidy(kernel: Kernel, keep: str = "") -> Kernel:
-    """Write out loops that run once (but not the axis `keep`); every top-level chain of blocks is left one loop."""
+    """Write out loops that run once (but not the axis `keep`, nor what one warp or lane does); every top-level chain of
+    blocks is left one loop."""
 
     def once(s: Loop) -> tuple[Stmt, ...]:
         return subst(s.body, {s.axis: Affine(0)}) if s.extent == 1 else (s,)
@@ -252,7 +253,8 @@ def tidy(kernel: Kernel, keep: str = "") -> Kernel:
             if isinstance(s, Loop):
                 block = s.binding == "block"
                 inner = [t for t in s.body if isinstance(t, Loop) and t.binding == "block"]
-                stays = s.extent != 1 or s.axis == keep or (block and not inner and not held)
+                lanes = s.binding in ("warp", "lane")
+                stays = s.extent != 1 or s.axis == keep or lanes or (block and not inner and not held)
                 s = replace(s, body=go(s.body, held or (block and s.extent != 1)))
                 out += (s,) if stays else once(s)
             else:
