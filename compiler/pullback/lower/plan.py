@@ -36,7 +36,7 @@ from .order import Located, Storage, Target, copy_kernel, order, root
 
 PORTIONS = 24
 """A launch is dealt out in about this many portions of about equal time: enough to balance at hardly any cost."""
-SHORTEST = 2000.0
+SHORTEST = 1000.0
 """Nanoseconds: a portion is not cut below this, and a launch of less than two portions runs on one worker."""
 
 
@@ -271,6 +271,9 @@ def _dealt_out(calls: list[tuple[float, bool, Call]]) -> Launch:
     cut = []
     for time, updates, c in calls:
         grain = max(1, min(c.blocks, round(portion / time))) if time else max(1, c.blocks)
+        portions = -(-c.blocks // grain)
+        if portions > 1:  # an even number of them, so that few are shared evenly
+            grain = -(-c.blocks // (portions + portions % 2))
         cut.append((updates, -grain * time, replace(c, grain=grain)))
     cut.sort(key=lambda x: x[:2])
     ordered = tuple(c for _, _, c in cut)
