@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import numpy as np
 
-from pullback.graph.types import DType, bf16, f32, i32
+from pullback.graph.types import DType, bf16, f16, f32, f64, i32
 from pullback.kernel.evaluate import evaluate
 from pullback.kernel.kernel import (
     A,
@@ -116,6 +119,54 @@ def linear(
         if extent != 1:
             body = [loop(axis, extent, "parallel", *body)]
     return Kernel("linear", tuple(params), locals_, tuple(body))
+
+
+def random_contraction(seed: int) -> Kernel:
+    """Axes that either factor moves with or not, in any order in memory; factors that are loads, or expressions."""
+    r = random.Random(seed)
+    dtype = r.choice((f32, f32, f64, bf16, f16))
+    axes = [(f"i{d}", r.choice((1, 2, 3, 5, 8, 17, 34))) for d in range(r.randint(0, 3))]
+    reduced = [(f"k{d}", r.choice((1, 2, 3, 7, 16, 33))) for d in range(r.choice((1, 1, 1, 2)))]
+    extents = dict(axes + reduced)
+    params: list[Buffer] = []
+
+    def operand() -> Expr:
+        names = [n for n in extents if r.random() < (0.8 if n in dict(reduced) else 0.6)]
+        r.shuffle(names)
+        b = Buffer(f"x{len(params)}", tuple(extents[n] for n in names), dtype)
+        params.append(b)
+        e: Expr = load(b, *names)
+        if r.random() < 0.2 and names:  # of which a part is read
+            e = replace(e, masks=((A(names[0]), max(1, extents[names[0]] - 1)),), other=0.0)
+        return e
+
+    def factor() -> Expr:
+        e = operand()
+        kind = r.choice(("plain", "plain", "plain", "apply", "two"))
+        if kind == "apply":
+            e = apply("maximum", e, Const(0.25, dtype))
+        elif kind == "two":
+            e = apply("sub", e, operand())
+            e = e if dtype == dtype.compute else apply("cast", e, dtype=dtype)  # rounded, as lowering does
+        return wide(e)
+
+    a = factor()
+    b = a if r.random() < 0.15 else factor()
+    acc = Buffer("acc0", (), dtype.compute, "register")
+    out = list(axes)
+    r.shuffle(out)
+    y = Buffer("y0", tuple(n for _, n in out), dtype.compute)
+    here = load(acc)
+    value = apply("add", here, Const(1.0, dtype.compute)) if r.random() < 0.3 else here
+    if r.random() < 0.2:
+        value = apply("tanh", apply("exp", value))
+    inner: Stmt = store(acc, (), step(a, b, here))
+    for n, extent in reversed(reduced):
+        inner = loop(n, extent, "reduce", inner)
+    body = [store(acc, (), Const(0.0, dtype.compute)), inner, store(y, tuple(n for n, _ in out), value)]
+    for n, extent in reversed(axes):
+        body = [loop(n, extent, "parallel", *body)]
+    return Kernel("contraction", (*params, y), (acc,), tuple(body))
 
 
 def batched(batch: int, heads: int, m: int, n: int, k: int, dtype: DType = f32) -> Kernel:

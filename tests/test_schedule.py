@@ -81,6 +81,46 @@ def test_every_tiling(tiling):
         nests.same_meaning(kernel, schedule_contraction(kernel, TARGETS[2], tiling=tiling))
 
 
+def dots(first: str, second: str, n: int = 21, k: int = 37, turned: bool = False, dtype: str = "f32") -> Kernel:
+    """n dot products of expressions; `@` is where an element lies."""
+    at, shape = ("k0, i0", f"{k},{n}") if turned else ("i0, k0", f"{n},{k}")
+    text = f"""
+kernel dots(x0: {dtype}[{shape}], x1: {dtype}[{shape}]) -> y0: f32[{n}]
+  acc0: f32[] register
+  parallel i0 < {n}
+    acc0 = 0.0
+    reduce k0 < {k}
+      acc0 = fma({first}, {second}, acc0)
+    y0[i0] = acc0 + 1.0
+"""
+    return parse_kernel(text.replace("@", f"[{at}]"))
+
+
+DOTS = [("x0@", "x1@"), ("x0@", "x0@"), ("exp(x0@)", "exp(x0@)"), ("exp(x0@)", "x1@"), ("abs(x0@ - x1@)",) * 2]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
+@pytest.mark.parametrize("factors", DOTS, ids=str)
+def test_dot_products_go_in_lanes(factors, target):
+    """Neither rows nor columns; of a factor with itself no panel could hold one alone."""
+    for turned, limits in product((False, True), (Limits(), LOW)):
+        kernel = dots(*factors, turned=turned)
+        assert family(kernel) == "map"
+        nests.same_meaning(kernel, after := schedule(kernel, target, limits))
+        assert any(s.binding == "vector" for s in walk(after.body) if isinstance(s, Loop))
+
+
+def test_dot_products_whose_lanes_share_cache_sets_go_one_by_one():
+    for n in (1, 4):
+        kernel = dots("x0@", "x1@", n, 1024)
+        assert family(kernel) == "contraction" and family(dots("x0@", "x1@", n, 1024, turned=True)) == "map"
+        nests.same_meaning(kernel, schedule(kernel, TARGETS[2]))
+    half = ("cast:f32(x0@)", "cast:f32(x0@)")
+    kernel = dots(*half, 3, 1024, dtype="f16")
+    assert family(kernel) == "map"
+    nests.same_meaning(kernel, schedule(kernel, TARGETS[1]))
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
 def test_columns_turned_in_registers(target):
     """They lie along k; k ends in a rest, columns in a masked vector."""
@@ -102,6 +142,15 @@ def test_random_tilings(m, n, k, form, mr, nv, row_tiles, panels, pack_a, pack_b
     tiling = Tiling(mr, nv, mr * row_tiles, nv * lanes * panels, (k + 1) // 2 if carry else k, pack_a, pack_b, carry)
     kernel = nests.linear(m, n, k, form, "bias")
     nests.same_meaning(kernel, schedule_contraction(kernel, TARGETS[0], tiling=tiling))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_contractions(part):
+    """Axes in any place, factors of any kind: no schedule refuses."""
+    targets = [*TARGETS, cpu_target("native")]
+    for seed in range(part, 80, 4):
+        kernel = nests.random_contraction(seed)
+        nests.same_meaning(kernel, schedule(kernel, targets[part], LOW if seed % 3 else Limits()))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)

@@ -11,22 +11,22 @@ from collections.abc import Collection
 
 from ..codegen.target import Target
 from ..errors import ScheduleError
-from ..kernel.kernel import Kernel, Loop, Stmt, Tile, read, walk, written
-from .contraction import recognise
+from ..kernel.kernel import Kernel, Loop, Stmt, Tile, loads, read, walk, written
+from .contraction import accumulation, group, recognise
 from .cpu_contract import schedule_contraction
 from .cpu_map import schedule_map, walks_columns
 from .cpu_rows import schedule_rows
 from .gpu import schedule_gpu
 from .gpu_limits import GPU, GpuLimits
 from .limits import DEFAULT, Limits
-from .nest import join_parts, outer_chain, split_parts, whole_chunks
+from .nest import join_parts, outer_chain, split_parts, stride, whole_chunks
 
 __all__ = ["Limits", "ScheduleError", "family", "schedule"]
 
 
 def family(kernel: Kernel) -> str:
     """contraction | rows | map: which schedule a nest with one outermost statement gets."""
-    if recognise(kernel) is not None:
+    if recognise(kernel) is not None and not _dots(kernel):
         return "contraction"
     _, body = outer_chain(kernel)
     inside = list(walk(body))
@@ -58,16 +58,24 @@ def _scheduled(kernel: Kernel, target: Target, fixed: Collection[str], limits: L
     """A kernel with one outermost statement, or whose statements run one after the other."""
     if target.is_gpu:
         return schedule_gpu(kernel, target, family(kernel), fixed, gpu)
-    kind = family(kernel)
-    try:
-        return _FAMILIES[kind](kernel, target, fixed, limits)
-    except ScheduleError:
-        if kind != "contraction":
-            raise
-        return schedule_map(kernel, target, fixed, limits)  # no panel holds its operands: the same sums by columns
+    return _FAMILIES[family(kernel)](kernel, target, fixed, limits)
 
 
 _FAMILIES = {"contraction": schedule_contraction, "rows": schedule_rows, "map": schedule_map}
+
+
+def _dots(kernel: Kernel) -> bool:
+    """Dot products side by side, without rows or columns, so that nothing is used twice: a register tile would compute
+    one at a time; as a map each lane has one of its own.  That is slower only where lanes would read from the same
+    cache sets."""
+    c, (_, chain, _, step) = group(kernel, False), recognise(kernel)
+    if c.rows or c.columns:
+        return False
+    factors = accumulation(step)
+    if factors[0] == factors[1]:  # nor can a panel hold one factor and not the other
+        return True
+    steps = [[(stride(kernel, x, n) or 0) * x.dtype.size for n in c.outer] for e in factors for x in loads(e)]
+    return bool(chain) and not any(all(s and s % DEFAULT.page == 0 for s in of_load) for of_load in steps)
 
 
 def _independent(stmts: tuple[Stmt, ...]) -> bool:
