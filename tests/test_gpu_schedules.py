@@ -23,6 +23,7 @@ from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
 from pullback.kernel.kernel import Barrier, Kernel, Loop, exprs, loads, map_stmts, stores, walk
+from pullback.kernel.text import parse_kernel
 from pullback.kernel.verify import verify
 from pullback.schedule import schedule
 from pullback.schedule.gpu_limits import GpuLimits
@@ -149,9 +150,33 @@ def test_long_rows_have_a_block():
     assert launch_shape(scheduled(nests.softmax(100, 30000)))[1] == 128  # no room for the terms
 
 
+SHORT_AND_LONG = """
+kernel rows(x: f32[3,33], z: f32[3,600]) -> y: f32[3,600]
+  p: f32[16] register
+  s: f32[] register
+  parallel i < 3
+    parallel l < 16
+      p[l] = 0.0
+    reduce k < 3
+      parallel l < 16
+        p[l | k*16 + l < 33] = p[l] + x[i, k*16 + l | k*16 + l < 33 else 0.0]
+    tile fold
+      parallel h8 < 8
+        p[h8] = p[h8] + p[h8 + 8]
+      parallel h4 < 4
+        p[h4] = p[h4] + p[h4 + 4]
+      parallel h2 < 2
+        p[h2] = p[h2] + p[h2 + 2]
+      parallel h1 < 1
+        p[h1] = p[h1] + p[h1 + 1]
+    s = p[0]
+    parallel j < 600
+      y[i, j] = z[i, j] * s
+"""
 LONG = {
     **{f"softmax {n}": lambda n=n: nests.softmax(3, n) for n in (130, 256, 1100, 1101)},
     "layer norm": lambda: norm(3, 300),
+    "with short ones": lambda: parse_kernel(SHORT_AND_LONG),
     "several": lambda: several(3, 200),
     "several, odd": lambda: several(2, 333),
     "cross-entropy": lambda: loss(5, 200),

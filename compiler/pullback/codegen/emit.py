@@ -312,6 +312,10 @@ class Emitter(Access):
         """A check failed (here)."""
         self.b.line(f"call void @pb_check_failed(ptr {self.status.ref}, i64 {site}, i64 {value.ref})")
 
+    def guarded(self, buffer: Buffer) -> bool:
+        """May only lanes that store something read it?"""
+        return buffer.space == "global"
+
     def load(self, e: Load) -> Value:
         b, buffer = self.b, self.buffers[e.buffer]
         dtype, condition, mask = buffer.dtype, None, None
@@ -319,7 +323,7 @@ class Emitter(Access):
             condition, mask = self.conditions(e.masks)
             if condition is False:
                 return scalar.constant(b, e.other, dtype)
-        if buffer.space == "global":  # a lane that stores nothing must not touch memory either
+        if self.guarded(buffer):  # a lane that stores nothing must not touch memory either
             condition, mask = self.both(condition, self.condition), self.both(mask, self.mask)
         if e.masks and any(isinstance(i, Checked) for i in e.index):
             saved = self.condition, self.mask, self._values

@@ -400,6 +400,9 @@ class ThreadEmitter(Emitter):
             own = self._layouts[buffer.name] = replace(buffer, shape=spread.held(buffer.shape), strides=())
         return own
 
+    def guarded(self, buffer: Buffer) -> bool:
+        return super().guarded(buffer) or (buffer.space == "shared" and self.ambient is not None)
+
     def load(self, e: Load) -> Value:
         buffer = self.buffers[e.buffer]
         if not buffer.size:  # nothing to read, perhaps nowhere
