@@ -70,7 +70,7 @@ def test_a_training_step_bit_for_bit(tmp_path, fusion, cpu):
 @pytest.mark.parametrize("dtype", [pb.f32, pb.f64], ids=str)
 def test_products_give_the_same_bits_however_factors_lie(tmp_path, dtype, cpu):
     """k is added in order, so a factor that is turned on its way to registers changes nothing."""
-    shapes = [(m, n, k) for m in (1, 3, 4, 7) for n, k in ((2, 67), (16, 19), (33, 16), (70, 35), (131, 130))]
+    shapes = [(m, n, k) for m in (2, 3, 4, 7, 12) for n, k in ((2, 67), (16, 19), (33, 16), (70, 35), (131, 130))]
 
     def products(a, b, c):
         return a @ b, a @ c.T

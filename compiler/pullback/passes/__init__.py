@@ -20,13 +20,14 @@ from .checkpoint import checkpoint
 from .cse import cse
 from .dce import dce
 from .fold import fold
+from .matvec import matvec
 from .settle import settle
 from .simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 T = TypeVar("T", Graph, Program)
 
-PASSES: tuple[Pass, ...] = (settle, cse, simplify, dce)
+PASSES: tuple[Pass, ...] = (settle, cse, simplify, matvec, dce)
 """In order.  cse goes first, as rules that must not duplicate work count readers; simplify merges what it makes."""
 
 WHOLE: frozenset[Pass] = frozenset({settle})
@@ -43,6 +44,7 @@ __all__ = [
     "dce",
     "fold",
     "map_regions",
+    "matvec",
     "run",
     "settle",
     "simplify",

@@ -24,11 +24,8 @@ class Tiling:
     pack_a: bool = False
     pack_b: bool = False
     carry_k: bool = False  # k blocks outside of the tiles: accumulators wait in memory
-    turn: bool = False  # columns are turned in registers, a few elements of k at a time
+    turn: bool = False  # columns are turned in registers, `kc` elements of k at a time
 
-
-TURN = 4
-"""For so few rows columns that lie along k are turned in registers, so many elements of k at a time."""
 
 TILES = {  # registers -> (rows, vectors) of register tiles that reach the limit, best first
     32: (
@@ -98,9 +95,10 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
     mr, nv = ceil(m / ceil(m / mr)), min(nv, vectors)
     tiles, single = ceil(m / mr), len(c.reduced) == 1
     along_k = lanes > 1 and plain(b) and unit(kernel, b, c.inner) and not unit(kernel, b, "j")
-    turn = along_k and single and not c.pair and mr == m <= TURN and k >= 4 * TURN
+    # One tile of rows uses each column once: a square of columns stays in registers (half as many do not pay).
+    turn = along_k and single and not c.pair and beat == 1 and mr == m <= target.registers - lanes - 4 and k > lanes
     if turn:
-        nv = min(nv, 4, (target.registers - TURN) // (mr + TURN))
+        nv = 1
     nr, panels = nv * lanes, ceil(vectors / nv)
     pack_b = bool(c.pair) or not (plain(b) and (unit(kernel, b, "j") or lanes == 1))
     pack_b = pack_b or (tiles >= 4 and k >= limits.pack_k and (far(b)[1] or n * k * size > limits.pack_bytes))
@@ -128,7 +126,7 @@ def choose(kernel: Kernel, c: Contraction, target: Target, limits: Limits = DEFA
         cb = parts(panels, max(n / 512, min(want, 16 / outer) / rb))
     else:
         if turn:
-            kc = TURN
+            kc = lanes
         elif single and pack_b and tiles == 1:
             kc = stretch(k, limits.long_k // 4)  # each panel is used once: keep it near
         cb = parts(panels, want)
