@@ -24,7 +24,7 @@ from pullback.codegen.compile import compile_module
 from pullback.codegen.native import native_module, native_object
 from pullback.codegen.target import cpu_target
 from pullback.errors import BuildError
-from pullback.kernel.plan import Repeat
+from pullback.kernel.plan import FIRST_ARGUMENT, STATE, Repeat
 from pullback_runtime import library, sections
 from pullback_runtime.format import FEATURES, SECTION, check_machine, parse_manifest, read_manifest
 from pullback_runtime.sections import read_section
@@ -103,6 +103,23 @@ def test_loops_nest_and_run_backwards(tmp_path):
     for threads in (1, 2):
         q = rt.load(path, threads=threads)
         assert q.f(x=np.ones(N, np.float32))[:6].tolist() == [3, 2, 1, 6, 5, 4]
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_every_portion_runs_once(tmp_path, chunk):
+    """300 launches of two calls (one block of 5, one of 2 a portion) from both ends: each adds 1 to its part."""
+    half = N // 2
+    low, one = hand.arg(STATE), hand.IN0
+    high = hand.arg(STATE, 4 * half)
+    both = hand.launch(
+        replace(hand.add(low, one, low, half), grain=5), replace(hand.add(high, one, high, half), grain=2), chunk=chunk
+    )
+    copy = hand.launch(hand.add(hand.W, hand.ZERO, hand.arg(FIRST_ARGUMENT + 1)), chunk=N)
+    p = replace(hand.TRAIN, name="f", inputs=(hand.VECTOR,), steps=(Repeat(300, (both,)), copy), commit=0)
+    made = hand.program(hand.function(p, ("x",)), hand.function(hand.INIT)), hand.plan(p, hand.INIT)
+    path = hand.build(tmp_path / "ends.so", made)
+    for threads in (1, 2, 3):
+        assert (rt.load(path, threads=threads).f(x=np.ones(N, np.float32)) == 300).all()
 
 
 def test_plans_that_cannot_be_packed():

@@ -11,8 +11,10 @@ import pullback as pb
 from pullback.config import Options
 from pullback.driver import Build
 from pullback.dsl.trace import trace_functions
-from pullback.kernel.plan import STATE
+from pullback.graph.graph import Loc
+from pullback.kernel.plan import STATE, Call
 from pullback.lower.memory import Lifetime, aligned, pack
+from pullback.lower.plan import deal_out
 
 
 def plan_of(function, namespace):
@@ -66,6 +68,21 @@ def test_updates_of_all_slots_are_in_place():
     plan = plan_of(update, {"model": model, "optimizer": optimizer})
     calls = [c for s in plan.functions[0].steps for c in s.calls]
     assert not [c for c in calls if c.label == "copy"]
+
+
+def test_portions_are_even_and_updates_stand_last():
+    def call(label: str, blocks: int) -> Call:
+        return Call("k", (), blocks, Loc("model.py", 1), label)
+
+    made = deal_out(
+        [(2000.0, True, call("update", 7)), (100.0, False, call("short", 1)), (3000.0, False, call("long", 8))]
+    )
+    assert [(c.label, c.grain, c.portions) for c in made.calls] == [("long", 1, 8), ("short", 1, 1), ("update", 1, 7)]
+    assert made.chunk == 1
+    (rows,) = deal_out([(400.0, False, call("rows", 8))]).calls
+    assert (rows.grain, rows.portions) == (2, 4)  # not three portions of 3, 3, 2
+    small = deal_out([(100.0, False, call("small", 12)), (90.0, True, call("update", 3))])
+    assert small.chunk == sum(c.portions for c in small.calls)  # one worker's
 
 
 def test_packing_never_overlaps_what_lives_at_once():

@@ -258,10 +258,10 @@ class _FunctionPlanner:
                 a.base == STATE and b.name in outs for a, b in zip(arguments, piece.kernel.params, strict=True)
             )
             found.append((time, updates, Call(key, arguments, blocks, piece.loc, piece.label, piece.sites)))
-        return _dealt_out(found)
+        return deal_out(found)
 
 
-def _dealt_out(calls: list[tuple[float, bool, Call]]) -> Launch:
+def deal_out(calls: list[tuple[float, bool, Call]]) -> Launch:
     """The launch of (nanoseconds of a block, does it update state, call), cut into portions of about equal time.
 
     The longest come first, except that updates of state come last.  Workers take portions from both ends: so one
