@@ -18,8 +18,9 @@ def test_numbers():
     for number, words in [
         (summation.LANES, "W = min({}, next power of two"),
         (summation.LONG, "(more than {} elements)"),
-        (summation.SMALL_CHUNK, "C = max({}, next power of two"),
-        (summation.CHUNKS, "next power of two >= n / {})"),
+        (summation.SMALL_CHUNK, "C = max({}, n / "),
+        (summation.CHUNKS, "n / {} rounded up to a power of two"),
+        (summation.STEP, "or a multiple of {}, but"),
         (fuse.ROWS, "fewer than {} rows"),
         (fuse.SMALL, "with more than {} elements"),
         (fuse.FEW, "fewer than {} chunks"),

@@ -21,6 +21,7 @@ from pullback.kernel.text import parse_kernel, print_kernel
 from pullback.kernel.verify import verify
 from pullback.schedule import family, schedule
 from pullback.schedule.gpu_contract import TILES, BlockTile, schedule_contraction
+from pullback.schedule.gpu_limits import GpuLimits
 
 SM90 = gpu_target("sm_90")
 SMALL = BlockTile(16, 16, 4, 2, 4)
@@ -70,7 +71,7 @@ kernel beside(x: f32[20,9], w: f32[9,12], z: f32[300]) -> y: f32[20,12], u: f32[
 def test_blocks_of_another_shape_beside_a_contraction():
     """More threads than a tile has: the rest idles, and comes to the barriers."""
     kernel = parse_kernel(BESIDE)
-    after = schedule(kernel, SM90)
+    after = schedule(kernel, SM90, gpu=GpuLimits(blocks=1))
     verify(after, SM90)
     assert launch_shape(after)[1] > 32 and any(isinstance(s, Barrier) for s in walk(after.body))
     check({"beside": (kernel, after)})

@@ -3,9 +3,9 @@
 * *row* reductions (the last axis is reduced): W = min(64, next power of two >= n) strided partial results, position
   mod W along the last axis, outer reduced axes in order outside of it; then the partials fold in halves.  A row of more
   than 16384 elements goes in chunks of that many; the chunks' results are a row again.
-* *column* reductions (the last axis is kept): chunks of C = max(8, next power of two >= n / 128) positions, but of 32
-  rather than of less where that leaves 16 of them, each in order into one accumulator; then the chunks' results in
-  order.  With several reduced axes a chunk is a stretch of one of them, with all axes inside of it.
+* *column* reductions (the last axis is kept): chunks of C = max(8, n / 128) positions, n / 128 rounded up to a power of
+  two or a multiple of 16, but of 32 rather than of less where that leaves 16 of them, each in order into one
+  accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one of them, with all axes inside of it.
 
 Nodes in; shapes of chunks and of partial results out.  `rows.py` writes the nests.
 """
@@ -25,6 +25,8 @@ LONG = 16384
 """Elements of a row that are reduced in one go."""
 SMALL_CHUNK, CHUNKS = 8, 128
 """Column reductions: the fewest positions of a chunk, and the most chunks: a GPU has about as many processors."""
+STEP = 16
+"""Longer chunks have a multiple of so many positions: as many rows as a block of a GPU takes at a time."""
 CHUNK, ENOUGH = 32, 16
 """Chunks of at least so many positions cost next to nothing; there should be so many chunks."""
 
@@ -64,7 +66,9 @@ def cut(extents: Sequence[int], size: int, low: bool) -> Chunks:
 
 def column_chunks(extents: Sequence[int]) -> Chunks:
     n = prod(extents)
-    size = max(SMALL_CHUNK, min(CHUNK, next_power(ceil(n / ENOUGH))), next_power(ceil(n / CHUNKS)))
+    least = ceil(n / CHUNKS)
+    least = next_power(least) if least <= STEP else ceil(least / STEP) * STEP
+    size = max(SMALL_CHUNK, min(CHUNK, next_power(ceil(n / ENOUGH))), least)
     return cut(extents, size, False)
 
 

@@ -21,8 +21,9 @@ from .gpu_scatter import ranges
 from .nest import cost, extents_of, fuse_chain, memory, order_axes, outer_chain, stride
 from .steps import bind, split, tidy
 
-AHEAD, HEAVY = 16, 24
-"""Steps of a sum that are unrolled, unless one costs more than this."""
+AHEAD, HEAVY, FURTHER = 16, 24, 4
+"""Steps of a sum that are unrolled, unless one costs more than this; where threads are few and steps cheap, so many
+times more."""
 
 
 def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
@@ -33,16 +34,18 @@ def schedule_map(kernel: Kernel, target: Target, fixed: Collection[str] = (), li
     axes = [s.axis for s in chain if isinstance(s.extent, int)]
     if len(axes) != len(chain):
         axes = axes[: next(i for i, s in enumerate(chain) if not isinstance(s.extent, int))]
+    extents = extents_of(kernel)
+    few = prod(extents[a] for a in axes) < limits.blocks * limits.threads
     if axes:
         if len(axes) == len(chain):
             kernel, axes = fuse_chain(kernel, axes, fixed)
             axes = _coalesced(kernel, axes)
             kernel = order_axes(kernel, axes)
         kernel = _deal(kernel, axes, target, limits)
-    return tidy(place_private(_ahead(kernel), limits.private, {}))
+    return tidy(place_private(_ahead(kernel, few), limits.private, {}))
 
 
-def _ahead(kernel: Kernel) -> Kernel:
+def _ahead(kernel: Kernel, few: bool) -> Kernel:
     """Sums in order are unrolled by a few steps, so that their loads are on their way together."""
     loops: dict[str, list[Loop]] = {}
     for s in walk(kernel.body):
@@ -54,8 +57,10 @@ def _ahead(kernel: Kernel) -> Kernel:
         flat = [t for s in found for t in s.body]
         if not small or not all(isinstance(t, Store) for t in flat) or f"{axis}_a" in taken:
             continue
-        if sum(cost(e) for t in flat for e in exprs(t)) <= HEAVY and max(s.extent for s in found) > AHEAD:
-            kernel = split(kernel, axis, AHEAD, f"{axis}_a", axis)
+        price = sum(cost(e) for t in flat for e in exprs(t))
+        steps = AHEAD * FURTHER if few and price * FURTHER <= HEAVY else AHEAD
+        if price <= HEAVY and max(s.extent for s in found) > AHEAD:
+            kernel = split(kernel, axis, steps, f"{axis}_a", axis)
             kernel = bind(kernel, **{axis: "unroll"})
     return kernel
 
@@ -93,7 +98,8 @@ def _deal(kernel: Kernel, axes: list[str], target: Target, limits: GpuLimits) ->
         kernel = split(kernel, v, lanes, v, f"{v}_v")
         bindings[f"{v}_v"] = "vector"
         inner //= lanes
-    left, room = list(axes), limits.threads
+    even = 1 << (max(total // limits.blocks, 32) - 1).bit_length()  # few threads go to many processors
+    left, room = list(axes), min(limits.threads, even)
     while left and room > 1:
         a = left[-1]
         n = inner if a == v else extents[a]
