@@ -5,7 +5,8 @@
   than 16384 elements goes in chunks of that many; the chunks' results are a row again.
 * *column* reductions (the last axis is kept): chunks of C = max(8, n / 128) positions, n / 128 rounded up to a power of
   two or a multiple of 16, but of 32 rather than of less where that leaves 16 of them, each in order into one
-  accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one of them, with all axes inside of it.
+  accumulator; then the chunks' results in order.  With several reduced axes a chunk is a stretch of one of them, with
+  all axes inside of it.
 
 Nodes in; shapes of chunks and of partial results out.  `rows.py` writes the nests.
 """
