@@ -22,13 +22,13 @@ SHORT = 32
 
 def matvec(graph: Graph) -> Graph:
     """Contractions of a float matrix, whose rows lie along k, and a vector become sums of products."""
+    matrices = {n: i for n in graph.nodes if type(n.op) is Contract and (i := _matrix(n)) is not None}
 
     def rule(node: Node, inputs: tuple[Node, ...]) -> Node:
-        if type(node.op) is not Contract or (matrix := _matrix(node)) is None:
-            return same_or_replaced(node, inputs)
-        return _as_sum(node, inputs, matrix)
+        i = matrices.get(node)
+        return same_or_replaced(node, inputs) if i is None else _as_sum(node, inputs, i)
 
-    return rewrite(graph, rule)
+    return rewrite(graph, rule) if matrices else graph
 
 
 def _matrix(node: Node) -> int | None:
