@@ -8,19 +8,25 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ScriptError
 from ..graph.graph import Node
-from ..graph.types import i32
-from ..kernel.kernel import A, Affine, AxisValue, Buffer, Checked, Const, Expr, Load, Loop, Stmt, Store, apply
+from ..graph.types import bool_, i32, i64
+from ..kernel.kernel import A, Affine, AxisValue, Buffer, Checked, Const, Expr, Index, Load, Loop, Stmt, Store, apply
 from ..ops.indexing import ScatterAdd
 from ..ops.ordered import ArgSort, CumSum, Sort
 from .rows import cast, nest
+from .summation import next_power
 
 if TYPE_CHECKING:
     from .nests import Writer
 
+Pair = tuple[Buffer, Buffer]
+"""Keys and the positions that they came from."""
+
 SORT_LIMIT = 8192
-"""Sorting counts, for each element, how many stand before it: n * n comparisons, so axes stay small."""
+"""A sort's stages are written out, so axes stay small."""
 
 
 def _around(w: Writer, shape: tuple[int, ...], axis: int) -> tuple[list[tuple[str, int, str]], list[Affine]]:
@@ -51,49 +57,79 @@ def cumulative_sum(w: Writer, node: Node) -> list[Stmt]:
     return nest(loops, [Store(acc.name, (), zero), Loop("k", n, "ordered", tuple(body))])
 
 
-def _before(a: Expr, b: Expr, descending: bool) -> tuple[Expr, Expr]:
-    """(a stands before b, a equals b) in a sort; NaN counts as the greatest and equals itself."""
-    if descending:
-        a, b = b, a
-    less, same = apply("lt", a, b), apply("eq", a, b)
-    if a.dtype.is_float:
-        nan_a, nan_b = apply("isnan", a, dtype=less.dtype), apply("isnan", b, dtype=less.dtype)
-        less = apply("or", less, apply("and", nan_b, apply("not", nan_a)))
-        same = apply("or", same, apply("and", nan_a, nan_b))
-    return less, same
+def _key(e: Expr, descending: bool) -> Expr:
+    """An integer that is less where the element stands before: NaN counts as the greatest and equals itself."""
+    if e.dtype.is_float:
+        t = i64 if e.dtype.bits == 64 else i32
+        most, bits = np.iinfo(t.numpy).max, apply("bitcast", apply("add", e, Const(0.0, e.dtype)), dtype=t)  # -0 as 0
+        negative = apply("shr", bits, Const(t.bits - 1, t))
+        key = apply("xor", bits, apply("and", negative, Const(most, t)))
+        key = apply("select", apply("isnan", e, dtype=bool_), Const(most, t), key)
+    else:
+        key = cast(e, e.dtype if e.dtype.bits >= 32 else i32)
+    return apply("not", key) if descending else key
 
 
 def sort(w: Writer, node: Node) -> list[Stmt]:
-    """An element's place is how many stand before it: stable, and without branches."""
+    """Batcher's bitonic sorting network on pairs of key and position; no two are equal, so it is stable.  Its stages,
+    log2(n) (log2(n) + 1) / 2, are n / 2 independent comparisons each, from one copy of the pairs to the other."""
     axis, n = node.op.axis, node.shape[node.op.axis]
     if n > SORT_LIMIT:
         raise ScriptError(f"{node.op.name}: expected an axis of at most {SORT_LIMIT} elements, got {n}", node.loc)
     loops, index = _around(w, node.shape, axis)
-    y = _target(w, node)
-    rank = w.local("acc", (), i32)
-    here = Load(rank.name, (), i32)
+    y, x = _target(w, node), node.inputs[0]
 
-    def element(at: Affine) -> Expr:
-        e = w.expr(node.inputs[0], (*index[:axis], at, *index[axis + 1 :]))
-        return cast(e, e.dtype.compute)
+    def at(i: Index) -> tuple[Index, ...]:
+        return (*index[:axis], i, *index[axis + 1 :])
 
-    m, k = A("m"), A("k")
-    before, same = _before(element(k), element(m), node.op.descending)
-    earlier = apply("lt", AxisValue(k, i32), AxisValue(m, i32))
-    counts = apply("or", before, apply("and", same, earlier))
-    step = apply("add", here, apply("cast", counts, dtype=i32))
-    place = Checked(here, n, 0)
-    if isinstance(node.op, ArgSort):
-        value: Expr = AxisValue(m, node.dtype)
+    size, j = next_power(n), A("j")
+    element = w.expr(x, at(j))
+    key = _key(cast(element, x.dtype.compute), node.op.descending)
+    types = (("key", key.dtype), ("place", i32))
+    (keys, places), other = ([w.local(name, (size,), t, "local") for name, t in types] for _ in range(2))
+    fill = [Store(keys.name, (j,), key), Store(places.name, (j,), AxisValue(j, i32))]
+    if isinstance(node.op, Sort):
+        values = w.local("value", (size,), x.dtype, "local")
+        fill.append(Store(values.name, (j,), element))
+    body = nest([("j", n, "parallel")], fill)
+    end, most = A("e") + n, Const(int(np.iinfo(key.dtype.numpy).max), key.dtype)
+    rest = [Store(keys.name, (end,), most), Store(places.name, (end,), AxisValue(end, i32))]
+    body += nest([("e", size - n, "parallel")], rest) if size > n else []
+    merged = 1
+    while merged < size:
+        for apart in (merged >> k for k in range(merged.bit_length())):
+            body += _stage((keys, places), other, merged, apart)
+            (keys, places), other = other, (keys, places)
+        merged *= 2
+    place = Load(places.name, (j,), i32)
+    if isinstance(node.op, Sort):
+        result: Expr = Load(values.name, (Checked(place, size, 0),), x.dtype)
+        w.sites[node] = 0
     else:
-        value = w.expr(node.inputs[0], (*index[:axis], m, *index[axis + 1 :]))
-    body = [
-        Store(rank.name, (), Const(0, i32)),
-        Loop("k", n, "reduce", (Store(rank.name, (), step),)),
-        Store(y.name, (*index[:axis], place, *index[axis + 1 :]), value),
-    ]
-    w.sites[node] = 0
-    return nest(loops, [Loop("m", n, "ordered", tuple(body))])
+        result = place
+    return nest(loops, [*body, *nest([("j", n, "parallel")], [Store(y.name, at(j), result)])])
+
+
+def _stage(source: Pair, target: Pair, merged: int, apart: int) -> list[Stmt]:
+    """Of every two pairs of key and position that lie `apart` the lesser goes first: in every other block of twice
+    `merged` elements last, so that the next blocks rise and then fall."""
+    block = 2 * merged
+    blocks = source[0].size // block
+    # A name says the extent, so that schedules treat the loops of all stages alike; what is innermost has its own.
+    names = "bhpq" if apart > 1 else "bhoq"
+    steps = ((blocks // 2, 2 * block), (min(blocks, 2), block), (merged // apart, 2 * apart), (apart, 1))
+    loops = [(f"{name}{n}", n, step) for name, (n, step) in zip(names, steps, strict=True) if n > 1]
+    first = sum((A(axis) * step for axis, _, step in loops), Affine())
+    second = first + apart
+    (a, b), (i, j) = ([Load(x.name, (k,), x.dtype) for k in (first, second)] for x in source)
+    later = apply("or", apply("lt", b, a), apply("and", apply("eq", a, b), apply("lt", j, i)))
+    if blocks > 1:
+        later = apply("xor", later, apply("eq", AxisValue(A("h2"), i32), Const(1, i32)))
+    out = []
+    for x, low, high in zip(target, (a, i), (b, j), strict=True):
+        out.append(Store(x.name, (first,), apply("select", later, high, low)))
+        out.append(Store(x.name, (second,), apply("select", later, low, high)))
+    return nest([(axis, n, "parallel") for axis, n, _ in loops], out)
 
 
 def scatter_add(w: Writer, node: Node) -> list[Stmt]:

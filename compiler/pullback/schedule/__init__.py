@@ -32,7 +32,8 @@ def family(kernel: Kernel) -> str:
     inside = list(walk(body))
     if not any(isinstance(s, Loop) and s.role == "parallel" for s in inside):
         return "map"
-    if any(isinstance(s, Tile) for s in inside) or not walks_columns(kernel):
+    arrays = any(isinstance(s, Tile) for s in inside) or any(b.shape for b in kernel.locals)  # that a row keeps
+    if arrays or not walks_columns(kernel):
         return "rows"
     return "map"  # such as scatter: what runs in order walks rows, columns are side by side
 
