@@ -7,7 +7,7 @@
 
 One artifact has a function for each case and is called as a user calls it, results newly allocated; torch and numpy
 get `out=`.  Every call is waited for.  Each number of threads is a process of its own, without the compiler, because
-BLAS libraries read theirs when they start; between turns it sleeps until nobody's idle threads spin any more.
+BLAS libraries read theirs when they start; between turns it waits until nobody's idle threads spin any more.
 Medians over the rounds count.  `--clock cpu` measures the processor time of the calling thread instead, which is
 what one thread needs on a machine that others use too.
 
@@ -30,6 +30,8 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from idle import wait_until_idle
+
 Case = tuple[int, int, int, str]
 """m, n, k and the form; T says that a factor is stored the other way round."""
 
@@ -45,8 +47,6 @@ SHAPES = (
 )
 FORMS = ("NN", "NT", "TN")
 HEADER = "    m     n     k  form thr   ours    torch    numpy   ratio  share   (GFLOP/s)"
-QUIET = 0.03
-"""Seconds for which idle threads of OpenBLAS and OpenMP may spin."""
 
 
 def name(case: Case) -> str:
@@ -111,7 +111,7 @@ def limit(cpu: str, steps: int = 200_000) -> float:
 
 # ---- the measuring processes ---------------------------------------------------------------------------------
 def measure(
-    contestants: dict[str, Callable[[], object]], clock: Callable[[], float], budget: float, rounds: int, quiet: float
+    contestants: dict[str, Callable[[], object]], clock: Callable[[], float], budget: float, rounds: int
 ) -> dict[str, float]:
     """Seconds per call, medians over alternating rounds."""
     counts = {}
@@ -124,7 +124,7 @@ def measure(
     for r in range(rounds):
         for who in list(contestants)[:: 1 if r % 2 else -1]:
             call, count = contestants[who], range(counts[who])
-            time.sleep(quiet)
+            wait_until_idle()
             call()
             start = clock()
             for _ in count:
@@ -155,7 +155,7 @@ def compare(path: str, cases: Sequence[Case], args: argparse.Namespace) -> None:
             "torch": lambda a=ta, b=tb, out=by_torch: torch.mm(a, b, out=out),
             "numpy": lambda a=na, b=nb, out=by_numpy: np.matmul(a, b, out=out),
         }
-        seconds = measure(contestants, clock, args.seconds, args.rounds, QUIET if threads > 1 else 0.0)
+        seconds = measure(contestants, clock, args.seconds, args.rounds)
         if m * n * k <= 1 << 28:
             error = float(np.abs(function(a=a, b=b) - na.astype(np.float64) @ nb).max() / np.sqrt(k))
         else:

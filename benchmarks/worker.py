@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import workloads
+from idle import wait_until_idle
 
 Step = Callable[[], float]
 
@@ -172,6 +173,7 @@ def main() -> None:
             start = time.perf_counter()
             loss = step()
             times.append(time.perf_counter() - start)
+        wait_until_idle()
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"times": times, "loss": loss, "rss_mb": rss}), flush=True)
 
