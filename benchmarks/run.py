@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import workloads
+from contractions import limit
 
 HERE = Path(__file__).parent
 PACKAGE = {"pullback": "pullback", "jax": "jax", "torch": "torch", "inductor": "torch"}
@@ -69,10 +70,8 @@ class Worker:
 
 
 def machine_limits(threads: int) -> tuple[float, float]:
-    """(GFLOP/s of a large numpy matrix product, GB/s of a large copy), measured now."""
-    n = 1536
-    a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
-    flops = max(_rate(lambda: a @ a, 2.0 * n**3) for _ in range(5)) / 1e9
+    """(GFLOP/s of fused multiply-adds in registers, GB/s of a large copy), measured now."""
+    flops = threads * limit("native")
     x = np.zeros(64 << 20, np.uint8)
     y = np.empty_like(x)
     bandwidth = max(_rate(lambda: np.copyto(y, x), 2.0 * x.nbytes) for _ in range(5)) / 1e9
