@@ -173,10 +173,34 @@ kernel rows(x: f32[3,33], z: f32[3,600]) -> y: f32[3,600]
     parallel j < 600
       y[i, j] = z[i, j] * s
 """
+TWO_SUMS = """
+kernel rows(x: f32[3,128]) -> y: f32[3,128]
+  p: f32[2] register
+  q: f32[2] register
+  s: f32[] register
+  t: f32[] register
+  parallel i < 3
+    parallel l < 2
+      p[l] = 0.0
+      q[l] = 0.0
+    reduce k < 64
+      parallel l < 2
+        p[l] = p[l] + x[i, k*2 + l]
+        q[l] = q[l] + x[i, k*2 + l] * x[i, k*2 + l]
+    tile fold
+      parallel h1 < 1
+        p[h1] = p[h1] + p[h1 + 1]
+        q[h1] = q[h1] + q[h1 + 1]
+    s = p[0]
+    t = q[0] * s
+    parallel j < 128
+      y[i, j] = x[i, j] * t
+"""
 LONG = {
     **{f"softmax {n}": lambda n=n: nests.softmax(3, n) for n in (130, 256, 1100, 1101)},
     "layer norm": lambda: norm(3, 300),
     "with short ones": lambda: parse_kernel(SHORT_AND_LONG),
+    "one after the other": lambda: parse_kernel(TWO_SUMS),
     "several": lambda: several(3, 200),
     "several, odd": lambda: several(2, 333),
     "cross-entropy": lambda: loss(5, 200),

@@ -52,9 +52,11 @@ ONE, STEP = "one", "_a"
 
 def schedule_long(kernel: Kernel, target: Target, fixed: Collection[str] = (), limits: GpuLimits = GPU) -> Kernel:
     """A block for a row that is too long for a warp; refuses (`ScheduleError`) other nests."""
-    chain, _ = outer_chain(kernel)
-    if not chain or any(not isinstance(s.extent, int) for s in chain):
+    chain, body = outer_chain(kernel)
+    if not chain or any(isinstance(s, Loop) and not isinstance(s.extent, int) for s in walk(kernel.body)):
         raise ScheduleError(f"{kernel.name}: no rows")
+    if max(map(_length, body)) <= WARP * limits.private:
+        raise ScheduleError(f"{kernel.name}: a warp can hold these rows")
     if not kernel.outputs.isdisjoint(read(kernel.body)):
         raise ScheduleError(f"{kernel.name}: rows are changed in place")
     kernel, axes = fuse_chain(kernel, [s.axis for s in chain], fixed)
@@ -63,10 +65,6 @@ def schedule_long(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
     for s in body:
         rows.statement(s)
     rows.hand_on()
-    columns = rows.columns
-    longest = max(columns.values(), default=0)
-    if longest <= WARP * limits.private:
-        raise ScheduleError(f"{kernel.name}: a warp can hold these rows")
     shared = [replace(b, space="shared") for b in kernel.locals if b.name in rows.common]
     if sum(prod(b.shape) * b.dtype.size for b in (*shared, *rows.terms)) > limits.shared:
         raise ScheduleError(f"{kernel.name}: no room for the terms of a row")
@@ -75,11 +73,16 @@ def schedule_long(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
     for s in reversed(chain):
         stmts = (replace(s, body=stmts),)
     kernel = replace(kernel, locals=(*own, *shared, *rows.terms), body=stmts)
-    kernel = bind(_threads(kernel, columns, limits), **dict.fromkeys(axes, "block"))
+    kernel = bind(_threads(kernel, rows.columns, limits), **dict.fromkeys(axes, "block"))
     for axis, extent in rows.steps.items():
         if extent > AHEAD:
             kernel = bind(split(kernel, axis, AHEAD, f"{axis}{STEP}", axis), **{axis: "unroll"})
     return finish_rows(kernel, limits)
+
+
+def _length(s: Stmt) -> int:
+    """Elements that a statement of a row goes over."""
+    return prod(t.extent for t in walk((s,)) if isinstance(t, Loop)) if isinstance(s, Loop) else 1
 
 
 class _Rows:
@@ -100,31 +103,26 @@ class _Rows:
 
     def statement(self, s: Stmt) -> None:
         """One statement of a row."""
-        mine = not self.partial.isdisjoint(read((s,)))
+        needed = read((s,))
+        if not written(self._warp).isdisjoint(needed - self.partial):
+            self.hand_on()
+        mine = not self.partial.isdisjoint(needed)
         if isinstance(s, Store):
-            if mine:
-                if s.index or s.buffer not in self.local:
-                    raise ScheduleError(f"{self.kernel.name}: partial results are more than a sum's")
-                self.common.add(s.buffer)
-                return self._warp.append(s)
-            self._before(read((s,)))
-            return self.out.append(s)
+            if mine and (s.index or s.buffer not in self.local):
+                raise ScheduleError(f"{self.kernel.name}: partial results are more than a sum's")
+            self.common |= {s.buffer} if mine else set()
+            return (self._warp if mine else self.out).append(s)
         if isinstance(s, Tile) and s.name == "fold":
             return self._warp.append(s)
         loops, body = chain_of(s, s.role) if isinstance(s, Loop) else ([], ())
         if loops and s.role == "reduce":
             inner, body = chain_of(body[0], "parallel") if len(body) == 1 else ([], body)
             loops += inner
-        if (
-            not loops
-            or not all(isinstance(t, Store) for t in body)
-            or not all(isinstance(t.extent, int) for t in loops)
-        ):
+        if not loops or not all(isinstance(t, Store) for t in body):
             raise ScheduleError(f"{self.kernel.name}: more than rows")
         if not mine and not self.partial.isdisjoint(written(body)):  # where they begin
             return self._warp.append(s)
         if len(loops) == 1 and not mine:
-            self._before(read(body))
             self._column(loops[0].axis, loops[0].extent)
             return self.out.append(s)
         if not mine:
@@ -137,11 +135,6 @@ class _Rows:
             self.out += (Barrier(), Loop(ONE, 1, "parallel", tuple(self._warp), "warp"), Barrier())
             self._free += self._waiting
             self._warp, self._waiting = [], []
-
-    def _before(self, names: Collection[str]) -> None:
-        """All threads are to read these: the first warp first, if it writes them."""
-        if not written(self._warp).isdisjoint(names):
-            self.hand_on()
 
     def _column(self, axis: str, extent: int) -> None:
         if self.columns.setdefault(axis, extent) != extent:
@@ -160,13 +153,13 @@ class _Rows:
         extent = lane.extent * prod(s.extent for s in outer)
         moving = {s.axis for s in loops}, written(others)
         staged = _staged([e for s in adds for e in exprs(s)], self.partial, *moving)
-        self._before({x.buffer for e in (*staged, *(e for s in others for e in exprs(s))) for x in loads(e)})
         rooms = [self._room(extent, e.dtype) for e in staged]
         terms = [Store(b.name, (at,), e, adds[0].masks) for b, e in zip(rooms, staged, strict=True)]
         places = [Load(b.name, (at,), b.dtype, adds[0].masks) for b in rooms]
         row = f"q{extent}"
         elements = subst((*others, *terms), {lane.axis: A(row) - (at - A(lane.axis))})
-        if any(s.axis in axes_in(x) for s in outer for e in elements for x in (*exprs(e), _place(e))):
+        places_of = (Load(s.buffer, s.index, f32, s.masks) for s in elements)
+        if any(s.axis in axes_in(e) for s in outer for e in (*places_of, *(e for s in elements for e in exprs(s)))):
             raise ScheduleError(f"{self.kernel.name}: a sum that is not over neighbours")
         self._column(row, extent)
         self.out.append(Loop(row, extent, "parallel", elements))
@@ -186,11 +179,6 @@ class _Rows:
                 return b
         self.terms.append(Buffer(f"terms{len(self.terms)}", (extent,), dtype, "shared"))
         return self.terms[-1]
-
-
-def _place(s: Store) -> Expr:
-    """A load of what is stored to."""
-    return Load(s.buffer, s.index, f32, s.masks)
 
 
 def _staged(values: list[Expr], partial: Collection[str], axes: Collection[str], made: Collection[str]) -> list[Expr]:
