@@ -12,6 +12,7 @@ from ..codegen.target import Target
 from ..errors import ScheduleError, VerifyError
 from ..kernel.kernel import Kernel
 from .gpu_contract import schedule_contraction
+from .gpu_exchange import schedule_exchange
 from .gpu_limits import GPU, GpuLimits
 from .gpu_long import schedule_long
 from .gpu_map import schedule_map
@@ -35,5 +36,5 @@ def schedule_gpu(
 
 _OWN = {
     "contraction": (schedule_wgmma, schedule_mma, schedule_contraction),
-    "rows": (schedule_sums, schedule_long, schedule_rows),
+    "rows": (schedule_exchange, schedule_sums, schedule_long, schedule_rows),
 }
