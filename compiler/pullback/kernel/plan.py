@@ -53,8 +53,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Independent calls, those with the longest portions first, updates of state last.  `chunk`: how many portions a worker claims at a
-    time; a launch of no more portions than that runs on one worker."""
+    """Independent calls, those with the longest portions first, updates of state last.  `chunk`: how many portions a
+    worker claims at a time; a launch of no more portions than that runs on one worker."""
 
     calls: tuple[Call, ...]
     chunk: int = 1

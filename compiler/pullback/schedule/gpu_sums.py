@@ -74,7 +74,8 @@ def schedule_sums(kernel: Kernel, target: Target, fixed: Collection[str] = (), l
         raise ScheduleError(f"{kernel.name}: rows that there may not be")
     last = around[-1]
     sums = _sums(kernel, row, written(before))
-    bytes_of_row = sum(prod(s.extent for s in x.loops) * kernel.buffers[x.store.buffer].dtype.compute.size for x in sums)
+    buffers = kernel.buffers
+    bytes_of_row = sum(prod(s.extent for s in x.loops) * buffers[x.store.buffer].dtype.compute.size for x in sums)
     ahead = rows_ahead(kernel, row, last.axis, limits.private, MOST // BUSY)
     fresh(kernel, *(x.axis for x in ahead))
     most = limits.registers // (WARP * BUSY * max(sum(x.held for x in ahead), 1))
