@@ -367,6 +367,44 @@ def test_padding_is_allowed_where_rows_do_not_meet():
     assert padded(lambda x, y: x + y, x, pb.f32[3]) is None
 
 
+def test_rows_are_followed_through_scans():
+    rows = pb.dim("rows")
+    x, z = pb.f32[rows, 4, 3], pb.zeros
+
+    def padded(fn, *specs):
+        return trace_functions([pb.function(*specs or (x,), name="f")(fn)], {}, {"rows": 6}).functions[0].padded
+
+    def over_time(body, carry, **how):
+        return lambda x: pb.scan(body, carry(x), pb.permute_dims(x, (1, 0, 2)), **how)
+
+    assert padded(lambda x: over_time(lambda h, x: (pb.tanh(h + x), None), lambda x: z((6, 3)))(x)[0]) == "rows"
+    every = over_time(lambda h, x: (h + x, h), lambda x: x[:, 0])
+    assert padded(lambda x: pb.permute_dims(every(x)[1], (1, 0, 2))) == "rows"
+    crossed = over_time(lambda c, x: ((c[1], x), None), lambda x: (z((6, 3)), z((6, 3))), reverse=True)
+    assert padded(lambda x: crossed(x)[0][0]) == "rows"  # the second iteration moves the rows into the first carry
+    inner = over_time(lambda h, x: (pb.scan(lambda a, i: (a + x, None), h, length=2)[0], None), lambda x: z((6, 3)))
+    assert padded(lambda x: inner(x)[0]) == "rows"
+    assert padded(every) is None  # the stacked ys have time first
+    assert padded(lambda x: over_time(lambda h, x: (h + pb.mean(x, axis=0), None), lambda x: z((3,)))(x)[0]) is None
+    assert padded(lambda x: pb.scan(lambda h, x: (h + x, h), z((4, 3)), x)[1]) is None  # a loop over the rows
+    turned = pb.f32[rows, 6]
+    assert padded(lambda x: pb.scan(lambda h, _: (h.T, None), x, length=2)[0], turned) is None
+    assert padded(lambda x: pb.scan(lambda h, _: (h + 1, None), x, length=2)[0], turned) == "rows"
+
+
+def test_rows_of_a_scan_are_the_same_with_padding():
+    rows, cell = pb.dim("rows"), nn.Linear(5, 2)
+
+    @pb.function(pb.f32[rows, 4, 3])
+    def run(x):
+        step = lambda h, x: (pb.tanh(cell(pb.concat([x, h], axis=1))), None)  # noqa: E731
+        return pb.scan(step, pb.zeros((x.shape[0], 2)), pb.permute_dims(x, (1, 0, 2)))[0]
+
+    program = pb.build(run, dims={"rows": 8})
+    x = RNG.standard_normal((8, 4, 3), np.float32)
+    np.testing.assert_array_equal(program.run(x[:3]), program.run(x)[:3])
+
+
 def one(fn, *specs, **kwargs):
     return trace_functions([pb.function(*specs, name="f", **kwargs)(fn)], kwargs.pop("namespace", None))
 

@@ -6,6 +6,7 @@ The analysis follows the row axis from node to node and gives up (`_Mixed`) wher
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
 from ..graph.graph import Graph, Node
@@ -16,25 +17,34 @@ class _Mixed(Exception):
     """Rows meet in this node, or nothing is known about its op."""
 
 
+Axis = int | None | tuple[int | None, ...]
+"""The row axis of a node's value, None where it does not depend on the rows; of a scan, those of its items."""
+
+
 def row_wise(graph: Graph, arguments: int) -> bool:
     """Whether axis 0 of the first `arguments` inputs goes, row by row, to axis 0 of every output."""
-    rows = {x: 0 for x in graph.inputs[:arguments]}
-    if any(x.shape[0] < 2 for x in rows):
+    given = [0 if i < arguments else None for i in range(len(graph.inputs))]
+    if any(x.shape[0] < 2 for x in graph.inputs[:arguments]):
         return False
-    axes: dict[Node, int | None] = {x: rows.get(x) for x in graph.inputs}
     try:
-        for node in graph.nodes:
-            if node not in axes:
-                inputs = [axes[x] for x in node.inputs]
-                moved = any(a is not None for a in inputs)
-                axes[node] = _follow(node, inputs) if moved else None
+        return bool(graph.outputs) and all(axis == 0 for axis in _outputs(graph, given))
     except _Mixed:
         return False
-    return bool(graph.outputs) and all(axes[x] == 0 for x in graph.outputs)
 
 
-def _follow(node: Node, axes: list[int | None]) -> int:
-    """The row axis of a node, given those of its inputs (None: does not depend on the rows)."""
+def _outputs(graph: Graph, given: Iterable[int | None]) -> list[int | None]:
+    """The row axes of a graph's outputs, from those of its inputs."""
+    axes: dict[Node, Axis] = dict(zip(graph.inputs, given, strict=True))
+    for node in graph.nodes:
+        if node not in axes:
+            inputs = [axes[x] for x in node.inputs]
+            moved = any(a is not None for a in inputs)
+            axes[node] = _follow(node, inputs) if moved else None
+    return [axes[x] for x in graph.outputs]
+
+
+def _follow(node: Node, axes: list[Axis]) -> Axis:
+    """The row axis of a node, given those of its inputs, at least one of which has rows."""
     op = node.op
     if isinstance(op, Elementwise):
         return _one(axes)
@@ -115,6 +125,23 @@ def _gather(node: Node, axes) -> int:
     return x if x < at else x - 1 + ndim
 
 
+def _scan(node: Node, axes) -> tuple[int | None, ...]:
+    """Every carry keeps its rows on one axis.  One that starts without any (zeros) has those of the first iteration."""
+    op = node.op
+    fixed = op.constants + op.carries
+    constants, carries = axes[: op.constants], axes[op.constants : fixed]
+    _require(0 not in axes[fixed:])  # a loop from row to row
+    xs = [None if a is None else a - 1 for a in axes[fixed:]]
+    while True:
+        out = _outputs(op.body, (*constants, *carries, *xs))
+        after = [b if a is None else a for a, b in zip(carries, out[: op.carries], strict=True)]
+        if after == carries:
+            break
+        carries = after
+    _require(all(b is None or a == b for a, b in zip(carries, out[: op.carries], strict=True)))
+    return *carries, *(None if a is None else a + 1 for a in out[op.carries :])
+
+
 _RULES = {
     "reshape": _reshape,
     "permute": lambda node, axes: node.op.axes.index(axes[0]),
@@ -126,4 +153,6 @@ _RULES = {
     **dict.fromkeys(("sum", "prod", "max", "min", "argmax", "argmin"), _reduce),
     "contract": _contract,
     "gather": _gather,
+    "scan": _scan,
+    "item": lambda node, axes: axes[0][node.op.index],
 }
