@@ -102,7 +102,7 @@ def test_rates_and_frozen_integers():
 
 
 def test_other_number_of_rows():
-    """A mean over the batch cannot be padded; the message has the flag that compiles both sizes."""
+    """A mean over the batch cannot be padded; the message says so, and how to compile both sizes."""
     batch = pb.dim("batch")
 
     @pb.function(pb.f32[batch, 3], pb.f32[batch])
@@ -113,8 +113,11 @@ def test_other_number_of_rows():
     with pytest.raises(rt.ArgumentShapeError) as e:
         program.fit(np.zeros((2, 3)), np.zeros(2))
     assert str(e.value) == (
-        "fit: input 'x': expected shape [4, 3], got [2, 3] (to compile it for both: --dim fit.batch=4,2)"
+        "fit: input 'x': expected shape [4, 3], got [2, 3]; a smaller batch is not padded, as rows meet in sum at "
+        f'{__file__}:{fit.fn.__code__.co_firstlineno + 2} (to compile it for both: dims={{"fit.batch": (4, 2)}})'
     )
+    with pytest.raises(rt.ArgumentShapeError, match=r"got \[5, 3\] \(to compile it for both"):
+        program.fit(np.zeros((5, 3)), np.zeros(5))
     for x, y in ((np.zeros((2, 2)), np.zeros(2)), (np.zeros((2, 3)), np.zeros(3)), (np.zeros((0, 3)), np.zeros(0))):
         with pytest.raises(rt.ArgumentShapeError, match=r"expected shape \[4, 3\], got \[\d, \d\]$"):
             program.fit(x, y)

@@ -222,7 +222,7 @@ def cache_key(program: Program, options: Options) -> list:
     for f in program.functions:
         locs = [(n.loc.file, n.loc.line) for n in f.graph.nodes]
         parts.append((f.name, f.arguments, f.reads, f.writes, f.inputs, f.outputs, f.dims, f.training, f.padded, f.loc))
-        parts.append((f.prints, content.key(f.graph), locs))
+        parts.append((f.prints, f.unpadded, content.key(f.graph), locs))
     return parts
 
 

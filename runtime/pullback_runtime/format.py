@@ -83,6 +83,8 @@ class Function:
     prints: tuple[Print, ...] = ()
     file: str = ""
     line: int = 0
+    unpadded: str = field(default="", repr=False)
+    """Why `padded` is None, for messages.  (Not in `repr`, of which fingerprints are made.)"""
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,7 @@ def _function(f: dict) -> Function:
     prints = tuple(Print(_str(p["format"]), _sizes(p["results"])) for p in f["prints"])
     return Function(
         _str(f["name"]), dims, arguments, f["inputs"], results, f["outputs"], f["training"], f["padded"], prints,
-        _str(f["file"]), _size(f["line"]),
+        _str(f["file"]), _size(f["line"]), _str(f.get("unpadded", "")),
     )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_void_p
 from functools import partial
+from inspect import Parameter, Signature  # numpy has imported it already
 
 import numpy as np
 
@@ -37,9 +38,10 @@ class Function(partial):
         self.name, self.bindings = name, bindings
         first = bindings[0].entry
         self.__name__ = self.__qualname__ = name
-        self.__doc__ = f"Compiled from {first.file}:{first.line}.  Compiled for " + "; ".join(
-            b.signature() for b in bindings
-        )
+        if signature := _python_signature(first):
+            self.__signature__ = signature
+        shapes = "\n".join(f"    {b.signature()} -> {_describe(b.entry.outputs, b.entry.results)}" for b in bindings)
+        self.__doc__ = f"Compiled from {first.file}:{first.line}, for\n\n{shapes}"
         return self
 
     def __repr__(self) -> str:
@@ -71,6 +73,30 @@ class Function(partial):
         """The keywords of a call from arrays by name, those of structures as in `sample_shapes`: `pair.0`, `x.key`."""
         entry = self.bindings[0].entry
         return _builder(entry.inputs)([arrays[a.name] for a in entry.arguments]) if entry.arguments else {}
+
+
+def _python_signature(entry: Entry) -> Signature | None:
+    """For `inspect.signature`: inputs by name, types as annotations; None if a name is no name in Python."""
+    tree = entry.inputs["dict"] if entry.inputs else {}
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    try:
+        parameters = [Parameter(n, kind, annotation=_describe(t, entry.arguments)) for n, t in tree.items()]
+    except ValueError:
+        return None
+    return Signature(parameters, return_annotation=_describe(entry.outputs, entry.results))
+
+
+def _describe(tree, arrays: Sequence[Array]) -> str:
+    """An encoded tree with the types of its leaves: `{loss: f32[], pair: (i32[4], None)}`."""
+    if tree is None:
+        return "None"
+    if isinstance(tree, int):
+        return str(arrays[tree])
+    ((kind, items),) = tree.items()
+    if kind == "dict":
+        return "{" + ", ".join(f"{k}: {_describe(v, arrays)}" for k, v in items.items()) + "}"
+    inner = ", ".join(_describe(v, arrays) for v in items)
+    return f"[{inner}]" if kind == "list" else f"({inner},)" if len(items) == 1 else f"({inner})"
 
 
 class General:
@@ -165,7 +191,7 @@ class General:
         return f"{self.name}: not compiled for {got}; compiled for " + "; ".join(b.signature() for b in self.bindings)
 
     def _how_to_compile(self, shapes: list[tuple[int, ...]]) -> str:
-        """Advice where only the number of rows is another one, and it has a name."""
+        """Why rows were not padded, and what to do, where only their number is another one, and it has a name."""
         entry = self.bindings[0].entry
         rows = {s[:1] for a, s in zip(entry.arguments, shapes, strict=True) if a.shape != s and a.shape[1:] == s[1:]}
         named = [d for d, n in entry.dims.items() if any(a.shape[:1] == (n,) for a in entry.arguments)]
@@ -173,7 +199,11 @@ class General:
         if others or len(rows) != 1 or len(named) != 1 or rows == {(0,)}:
             return ""
         ((size,),) = rows
-        return f" (to compile it for both: --dim {self.name}.{named[0]}={entry.dims[named[0]]},{size})"
+        full, name = entry.dims[named[0]], f"{self.name}.{named[0]}"
+        why = f"; a smaller batch is not padded, as {entry.unpadded}" if size < full and entry.unpadded else ""
+        script = "script" in self.bindings[0].manifest.options  # built by the command line, else by pb.build
+        both = f"--dim {name}={full},{size}" if script else f'dims={{"{name}": ({full}, {size})}}'
+        return f"{why} (to compile it for both: {both})"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

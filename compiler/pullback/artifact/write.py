@@ -165,4 +165,5 @@ def _function(f: ir.Function, outputs) -> format.Function:
         tuple(format.Print(p.format, tuple(p.results)) for p in f.prints),
         f.loc.file,
         f.loc.line,
+        f.unpadded,
     )

@@ -120,6 +120,7 @@ class ScriptFunction:
             prints.append(Print(text, tuple(range(at, at + len(tensors)))))
             at += len(tensors)
         names = scope.names
+        padded, unpadded = self._padding(graph, writes)
         built = Function(
             self.name,
             graph,
@@ -131,20 +132,25 @@ class ScriptFunction:
             dims,
             self.training,
             self.loc,
-            self._padded(graph, writes, len(results)),
+            padded,
             tuple(prints),
+            unpadded,
         )
         return built, {*reads, *writes}
 
-    def _padded(self, graph, writes, results: int) -> str | None:
-        """The dimension of rows that a call may pad and cut: every argument and result has it first, and no row of
-        a result depends on other rows."""
-        leads = {s.shape[0] if s.shape else None for s in tree_leaves(list(self.specs.values()))}
-        if writes or len(leads) != 1 or not isinstance(lead := leads.pop(), Dim):
-            return None
-        from .rows import row_wise
+    def _padding(self, graph, writes) -> tuple[str | None, str]:
+        """The dimension of rows that a call may pad and cut, else None and why there is none: every argument and
+        result must have it first, and no row of a result may depend on other rows."""
+        leaves = tree_leaves(list(self.specs.values()))
+        leads = {s.shape[0] if s.shape else None for s in leaves}
+        if writes:
+            return None, "the function writes state"
+        if len(leads) != 1 or not isinstance(lead := leads.pop(), Dim):
+            return None, "not every input has the same named dimension first"
+        from .rows import mixed
 
-        return lead.name if row_wise(graph, len(tree_leaves(list(self.specs.values())))) else None
+        why = mixed(graph, len(leaves))
+        return (None, why) if why else (lead.name, "")
 
     def __repr__(self) -> str:
         return f"<pb.function {self.name} at {self.loc}>"

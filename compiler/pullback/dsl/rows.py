@@ -1,7 +1,7 @@
 """Whether a graph maps rows to rows: row i of each result depends on row i of the arguments only.
 
 Such a function may be called with fewer rows than it was compiled for: they are padded and the results cut.
-The analysis follows the row axis from node to node and gives up (`_Mixed`) where rows meet.
+The analysis follows the row axis from node to node and gives up (`_Mixed`, which says where) if rows meet.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from ..ops.op import Elementwise
 
 
 class _Mixed(Exception):
-    """Rows meet in this node, or nothing is known about its op."""
+    """Rows meet, or nothing is known about an op.  The text says where; rules leave it to `_outputs`."""
 
 
 Axis = int | None | tuple[int | None, ...]
 """The row axis of a node's value, None where it does not depend on the rows; of a scan, those of its items."""
 
 
-def row_wise(graph: Graph, arguments: int) -> bool:
-    """Whether axis 0 of the first `arguments` inputs goes, row by row, to axis 0 of every output."""
+def mixed(graph: Graph, arguments: int) -> str | None:
+    """Why axis 0 of the first `arguments` inputs does not go, row by row, to axis 0 of all outputs; None if it does."""
     given = [0 if i < arguments else None for i in range(len(graph.inputs))]
     if any(x.shape[0] < 2 for x in graph.inputs[:arguments]):
-        return False
+        return "there is one row"
     try:
-        return bool(graph.outputs) and all(axis == 0 for axis in _outputs(graph, given))
-    except _Mixed:
-        return False
+        axes = _outputs(graph, given)
+    except _Mixed as e:
+        return str(e)
+    if not axes or any(a != 0 for a in axes):
+        return "not every result has the rows first"
+    return None
 
 
 def _outputs(graph: Graph, given: Iterable[int | None]) -> list[int | None]:
@@ -39,7 +42,10 @@ def _outputs(graph: Graph, given: Iterable[int | None]) -> list[int | None]:
         if node not in axes:
             inputs = [axes[x] for x in node.inputs]
             moved = any(a is not None for a in inputs)
-            axes[node] = _follow(node, inputs) if moved else None
+            try:
+                axes[node] = _follow(node, inputs) if moved else None
+            except _Mixed as e:
+                raise e if e.args else _Mixed(f"rows meet in {node.op.name} at {node.loc}") from None
     return [axes[x] for x in graph.outputs]
 
 

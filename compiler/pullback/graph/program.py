@@ -70,6 +70,8 @@ class Function:
     """The named dimension along which a smaller last batch may be padded and cut, if the function allows it."""
     prints: tuple[Print, ...] = ()
     """What to show after each call; the values are hidden results after the function's own."""
+    unpadded: str = ""
+    """Why `padded` is None, for messages."""
 
 
 @dataclass(frozen=True)

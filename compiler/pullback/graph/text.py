@@ -135,7 +135,7 @@ def _program_lines(program: Program, full: bool) -> list[str]:
     return [*lines, "}"]
 
 
-_FUNCTION_FIELDS = ("reads", "writes", "inputs", "outputs", "dims", "training", "padded")
+_FUNCTION_FIELDS = ("reads", "writes", "inputs", "outputs", "dims", "training", "padded", "unpadded")
 
 
 # ---- parsing --------------------------------------------------------------------------------------------
