@@ -556,3 +556,65 @@ def test_shape_and_dtype_errors_say_what_was_expected():
         run(nn.cross_entropy, A, LABELS[:4])
     with pytest.raises(ValueError, match="reduction is 'avg'"):
         run(lambda a, b: nn.mse_loss(a, b, "avg"), A, B)
+
+
+ARRAYS = {
+    "linear": (lambda x: nn.functional.linear(x, x[:3], x[0][:3]), A),
+    "layer_norm": (lambda x: nn.functional.layer_norm(x, (4,), A[0], A[1]), A),
+    "embedding": (lambda i: nn.functional.embedding(i, A, padding_idx=-1), LABELS),
+    "flatten": (nn.flatten, A),
+    "dropout": (lambda x: nn.dropout(x, 0.5, training=False), A),
+    "mse_loss": (lambda x: nn.mse_loss(x, B), A),
+    "mse_loss target": (lambda y: nn.mse_loss(B, y), A),
+    "huber_loss": (lambda x: nn.huber_loss(x, target=B), A),
+    "smooth_l1_loss": (lambda x: nn.smooth_l1_loss(input=x, target=B), A),
+    "l1_loss": (lambda x: nn.l1_loss(x, B), A),
+    "logits": (lambda x: nn.binary_cross_entropy_with_logits(x, abs(B), weight=B[0], pos_weight=A[0]), A),
+    "cross_entropy": (lambda x: nn.cross_entropy(x, LABELS, weight=A[0]), A),
+    "cross_entropy target": (lambda y: nn.cross_entropy(A, y), LABELS),
+    "nll_loss": (lambda x: nn.nll_loss(x, LABELS), A),
+    **{name: (ours, A) for name, (ours, _) in ACTIVATIONS.items()},
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_and_lists_are_constants(name):
+    """In the dtypes that `asarray` gives them: a numpy array keeps its own, a list is f32 or i32."""
+    fn, x = ARRAYS[name]
+    narrow = x.astype({"f": np.float32, "i": np.int32}[x.dtype.kind])
+    np.testing.assert_array_equal(run(lambda y: fn(x), X), run(fn, x))
+    np.testing.assert_array_equal(run(lambda y: fn(x.tolist()), X), run(fn, narrow))
+
+
+def test_layers_of_arrays_and_scalars():
+    layers = nn.Linear(4, 3), nn.LayerNorm(4), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Embedding(5, 2)
+    x = A.astype(np.float32)
+
+    @pb.function(pb.f32[5, 4])
+    def f(y):
+        return [[layer(a) for a in (y, x, x.tolist())] for layer in layers[:3]], layers[3](LABELS)
+
+    results, rows = interpret(f)("f", x)
+    for expected, of_array, of_list in results:
+        np.testing.assert_array_equal(expected, of_array)
+        np.testing.assert_array_equal(expected, of_list)
+    assert rows.shape == (5, 2)
+    half = run(lambda y: nn.mse_loss(y, 0.1), np.ones((), np.float16))
+    assert half.dtype == np.float16  # scalars are weak
+    assert run(lambda y: nn.mse_loss(0.1, y), np.ones(())) == (1 - 0.1) ** 2
+    assert run(lambda y: nn.nll_loss(y, 1), np.arange(3.0)) == -1
+    with pytest.raises(ShapeError, match="index 9 is out of range for an axis of size 5"):
+        run(lambda y: nn.Embedding(5, 2)([9]), A)
+
+
+def test_state_takes_arrays():
+    layer = nn.Linear(4, 3)
+    optimizer = optim.SGD(layer, lr=1.0)
+
+    @pb.function(pb.f32[5, 4], training=True)
+    def f(x):
+        y = pb.functional_call(layer, {"weight": np.zeros((3, 4)), "bias": [1.0, 2.0, 3.0]}, x)
+        optimizer.update([None, np.ones(3)])
+        return y
+
+    np.testing.assert_array_equal(interpret(f)("f", A.astype(np.float32)), [[1, 2, 3]] * 5)

@@ -5,8 +5,13 @@ Defaults: f32 for floats, i32 for integers, as for Python scalars in expressions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from operator import index
+from typing import Any
+
+import numpy as np
 
 from ..errors import DTypeError, ShapeError, TraceError
 from ..graph.graph import make
@@ -56,6 +61,35 @@ def asarray(obj: ArrayLike, *, dtype: DTypeLike | None = None, copy: bool | None
     return Tensor(constant(obj, target))
 
 
+def takes_arrays(*names: str) -> Callable[[Callable], Callable]:
+    """A decorator: the parameters `names` take what `asarray` takes (or None), the function gets tensors.
+
+    Scalars are weak, as in expressions: a float takes the dtype of the float tensor beside it.
+    """
+
+    def decorate(fn: Callable) -> Callable:
+        positions = {i for i, name in enumerate(signature(fn).parameters) if name in names}
+
+        @wraps(fn)
+        def on_tensors(*args, **kwargs):
+            given = [x for i, x in enumerate(args) if i in positions] + [kwargs[n] for n in names if n in kwargs]
+            if not all(isinstance(x, Tensor) for x in given):
+                floats = next((x.dtype for x in given if isinstance(x, Tensor) and x.dtype.is_float), None)
+                args = [_beside(floats, x) if i in positions else x for i, x in enumerate(args)]
+                kwargs = {n: _beside(floats, x) if n in names else x for n, x in kwargs.items()}
+            return fn(*args, **kwargs)
+
+        return on_tensors
+
+    return decorate
+
+
+def _beside(floats: DType | None, x: ArrayLike | None) -> Any:
+    if x is None or isinstance(x, Tensor):
+        return x
+    return asarray(x, dtype=floats if isinstance(x, float | np.floating) else None)
+
+
 def _tensors_in(items) -> str | None:
     """Whether a nested list holds tensors: directly ("flat"), further down ("deep"), or not."""
     if any(isinstance(x, Tensor) for x in items):
@@ -98,22 +132,26 @@ def empty(shape: ShapeLike, *, dtype: DTypeLike = f32) -> Tensor:
     return zeros(shape, dtype=dtype)
 
 
-def full_like(x: Tensor, fill_value: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
+@takes_arrays("x")
+def full_like(x: ArrayLike, fill_value: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """One scalar in the shape and dtype of x."""
     return full(x.shape, fill_value, dtype=dtype or x.dtype)
 
 
-def zeros_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
+@takes_arrays("x")
+def zeros_like(x: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """Zeros in the shape and dtype of x."""
     return Tensor(fill(0, dtype_of(dtype) if dtype else x.dtype, x.shape))
 
 
-def ones_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
+@takes_arrays("x")
+def ones_like(x: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """Ones in the shape and dtype of x."""
     return Tensor(fill(1, dtype_of(dtype) if dtype else x.dtype, x.shape))
 
 
-def empty_like(x: Tensor, *, dtype: DTypeLike | None = None) -> Tensor:
+@takes_arrays("x")
+def empty_like(x: ArrayLike, *, dtype: DTypeLike | None = None) -> Tensor:
     """Zeros in the shape and dtype of x."""
     return zeros_like(x, dtype=dtype)
 
@@ -177,14 +215,16 @@ def _triangle(shape: tuple[int, ...]) -> Tensor:
     return iota(shape, len(shape) - 1) - iota(shape, len(shape) - 2)
 
 
-def tril(x: Tensor, /, *, k: int = 0) -> Tensor:
+@takes_arrays("x")
+def tril(x: ArrayLike, /, *, k: int = 0) -> Tensor:
     """x on and below diagonal k of the last two axes, zeros above."""
     from .searching import where
 
     return where(_triangle(x.shape) <= k, x, False if x.dtype is bool_ else 0)
 
 
-def triu(x: Tensor, /, *, k: int = 0) -> Tensor:
+@takes_arrays("x")
+def triu(x: ArrayLike, /, *, k: int = 0) -> Tensor:
     """x on and above diagonal k of the last two axes, zeros below."""
     from .searching import where
 

@@ -10,7 +10,7 @@ from ..ops.elementwise import Select
 from ..ops.op import Op
 from ..ops.ordered import ArgSort, Sort
 from ..ops.reduction import ArgMax, ArgMin
-from .creation import asarray
+from .creation import asarray, takes_arrays
 from .indexing import index_tensor
 from .manipulation import axis_of, broadcast_axes, expand_dims, reshape
 from .promotion import ArrayLike, DTypeLike, broadcast, broadcast_shapes, cast, promoted
@@ -114,12 +114,14 @@ def take_along_axis(x: ArrayLike, indices: ArrayLike, /, *, axis: int = -1) -> T
     return emit(ix.GatherAlong(axis), *nodes)
 
 
-def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+@takes_arrays("x", "indices")
+def gather(x: ArrayLike, indices: ArrayLike, axis: int) -> Tensor:
     """The op behind `take` (not in the standard)."""
     return emit(ix.Gather(axis), x.node, indices.node)
 
 
-def scatter_add(indices: Tensor, updates: Tensor, axis: int, size: int) -> Tensor:
+@takes_arrays("indices", "updates")
+def scatter_add(indices: ArrayLike, updates: ArrayLike, axis: int, size: int) -> Tensor:
     """The transpose of `take`: zeros with `size` along `axis`, then updates added at `indices` in order."""
     return emit(ix.ScatterAdd(axis, size), indices.node, updates.node)
 

@@ -88,22 +88,22 @@ class Variable(Tensor):
     def assign(self, value: ArrayLike) -> None:
         """From here on in the function being traced, the variable is `value`; its caller sees it after the call."""
         trace = active() or require(f"{self.describe()} is assigned")
-        value = value if isinstance(value, Tensor) else asarray(value, dtype=self.dtype)
-        self.check(value)
-        trace.write(self, value.node)
+        trace.write(self, self.check(value).node)
 
     def initialize(self, value: ArrayLike) -> None:
         """Outside of functions: start with this array (or tensor of constants) instead."""
-        value = asarray(value, dtype=self.dtype)
-        self.check(value)
+        value = self.check(asarray(value, dtype=self.dtype))
         self.init = lambda draw: value
 
-    def check(self, value: Tensor) -> None:
-        """Raises unless `value` has the variable's shape and dtype."""
+    def check(self, value: ArrayLike) -> Tensor:
+        """The tensor of `value` (arrays, scalars and lists take the variable's dtype); raises unless it has the
+        variable's shape and dtype."""
+        value = value if isinstance(value, Tensor) else asarray(value, dtype=self.dtype)
         if value.shape != self.shape:
             raise ShapeError(f"{self.describe()} cannot take a value of shape {list(value.shape)}")
         if value.dtype != self.dtype:
             raise DTypeError(f"{self.describe()} cannot take a value of dtype {value.dtype}: convert it with astype")
+        return value
 
     def __deepcopy__(self, memo: dict) -> Variable:
         """Another state that starts with the same values (target networks, moving averages)."""

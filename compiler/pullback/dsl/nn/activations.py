@@ -13,19 +13,24 @@ from ...ops.elementwise import StopGradient, Sub
 from ...ops.movement import Broadcast
 from ...ops.reduction import Max, Sum
 from ..array import erf, exp, expm1, log, log1p, tanh, where
+from ..creation import takes_arrays
+from ..promotion import ArrayLike
 from ..tensor import Tensor
 
 
-def relu(input: Tensor) -> Tensor:
+@takes_arrays("input")
+def relu(input: ArrayLike) -> Tensor:
     """max(x, 0); the derivative at 0 is 0."""
     return where(input <= 0, 0, input)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+@takes_arrays("input")
+def leaky_relu(input: ArrayLike, negative_slope: float = 0.01) -> Tensor:
     return where(input > 0, input, input * negative_slope)
 
 
-def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+@takes_arrays("input")
+def elu(input: ArrayLike, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha (e^x - 1) below."""
     positive = input > 0
     return where(positive, input, expm1(where(positive, 0, input)) * alpha)
@@ -35,17 +40,20 @@ _LOWEST = {"f64": -708.0, "f32": -87.0, "bf16": -87.0, "f16": -10.0}
 """Below, e^-x would overflow; the sigmoid is less than the smallest normal number's neighbourhood there."""
 
 
-def sigmoid(input: Tensor) -> Tensor:
+@takes_arrays("input")
+def sigmoid(input: ArrayLike) -> Tensor:
     """1 / (1 + e^-x)."""
     low = _LOWEST.get(input.dtype.name, -87.0)
     return 1 / (exp(where(input < low, -low, -input)) + 1)
 
 
-def logsigmoid(input: Tensor) -> Tensor:
+@takes_arrays("input")
+def logsigmoid(input: ArrayLike) -> Tensor:
     return -softplus(-input)
 
 
-def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+@takes_arrays("input")
+def gelu(input: ArrayLike, approximate: str = "none") -> Tensor:
     """x Phi(x) (Hendrycks and Gimpel 2016); approximate="tanh" is their second form."""
     half = input * 0.5
     if approximate == "none":
@@ -56,13 +64,15 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return half + half * tanh(input * (input * input * (0.044715 * c) + c))
 
 
-def silu(input: Tensor) -> Tensor:
+@takes_arrays("input")
+def silu(input: ArrayLike) -> Tensor:
     """x sigmoid(x)."""
     low = _LOWEST.get(input.dtype.name, -87.0)
     return input / (exp(where(input < low, -low, -input)) + 1)
 
 
-def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+@takes_arrays("input")
+def softplus(input: ArrayLike, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + e^(beta x)) / beta; x itself where beta x is above the threshold."""
     x = input if beta == 1 else input * beta
     large = x > threshold
@@ -70,14 +80,16 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     return where(large, input, y if beta == 1 else y / beta)
 
 
-def softmax(input: Tensor, dim: int | None = None, *, axis: int | None = None) -> Tensor:
+@takes_arrays("input")
+def softmax(input: ArrayLike, dim: int | None = None, *, axis: int | None = None) -> Tensor:
     """e^x / sum(e^x) along one axis."""
     axis = softmax_axis(input, dim, axis)
     e = exp(shifted(input, axis))
     return e / spread(sum_out(e, axis), e.shape, axis)
 
 
-def log_softmax(input: Tensor, dim: int | None = None, *, axis: int | None = None) -> Tensor:
+@takes_arrays("input")
+def log_softmax(input: ArrayLike, dim: int | None = None, *, axis: int | None = None) -> Tensor:
     """log(softmax(x)), exact also where softmax is 0."""
     axis = softmax_axis(input, dim, axis)
     x = shifted(input, axis)

@@ -12,6 +12,9 @@ from ...graph.types import DType
 from ...ops.contract import Contract
 from ...ops.reduction import Sum
 from ..array import broadcast_axes, reshape, sqrt, take, where
+from ..creation import takes_arrays
+from ..indexing import index_tensor
+from ..promotion import ArrayLike
 from ..rng import bernoulli
 from ..state import Draw, Parameter
 from ..tensor import Tensor
@@ -20,7 +23,8 @@ from . import init
 from .module import Module, parameter
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+@takes_arrays("input", "weight", "bias")
+def linear(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Tensor:
     """input [..., in] times weight [out, in] transposed, plus bias [out]: one contraction, no transpose."""
     if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
         expected = f"[..., {weight.shape[1]}]" if weight.ndim == 2 else "[..., in]"
@@ -41,15 +45,17 @@ class Linear(Module):
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
         self.bias = init.uniform_(parameter((out_features,), dtype), -bound, bound) if bias else None
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
-def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+@takes_arrays("weight")
+def embedding(input: ArrayLike, weight: ArrayLike, padding_idx: int | None = None) -> Tensor:
     """Rows of weight [n, d] at integer indices [...]: [..., d].  The row padding_idx gets no gradient."""
+    input = index_tensor(input, weight.shape[0])
     rows = take(weight, input, axis=0)
     if padding_idx is None:
         return rows
@@ -77,18 +83,19 @@ class Embedding(Module):
         shape = draw.type.shape
         return where(iota(shape, 0) == self.padding_idx, 0, draw.normal(0.0, 1.0))
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return embedding(input, self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
+@takes_arrays("input", "weight", "bias")
 def layer_norm(
-    input: Tensor,
+    input: ArrayLike,
     normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axes; the variance in a second pass, biased."""
@@ -127,14 +134,15 @@ class LayerNorm(Module):
         self.weight: Parameter | None = init.ones_(parameter(shape, dtype)) if elementwise_affine else None
         self.bias: Parameter | None = init.zeros_(parameter(shape, dtype)) if elementwise_affine and bias else None
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool | None = None) -> Tensor:
+@takes_arrays("input")
+def dropout(input: ArrayLike, p: float = 0.5, training: bool | None = None) -> Tensor:
     """Zero with probability p, the rest divided by 1 - p; another mask at each step.
 
     training None: in functions with training=True.
@@ -158,7 +166,7 @@ class Dropout(Module):
             raise ValueError(f"Dropout: p is {p}, expected a probability")
         self.p = p
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return dropout(input, self.p, self.training)
 
     def extra_repr(self) -> str:
@@ -171,11 +179,12 @@ class Identity(Module):
     def __init__(self, *args, **kwargs):
         pass
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return input
 
 
-def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+@takes_arrays("input")
+def flatten(input: ArrayLike, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim to end_dim (inclusive) as one."""
     ndim = max(input.ndim, 1)
     start, end = start_dim % ndim, end_dim % ndim
@@ -187,5 +196,5 @@ class Flatten(Module):
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
         self.start_dim, self.end_dim = start_dim, end_dim
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: ArrayLike) -> Tensor:
         return flatten(input, self.start_dim, self.end_dim)

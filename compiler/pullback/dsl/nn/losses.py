@@ -22,6 +22,8 @@ from ..array import (
     take_along_axis,
     where,
 )
+from ..creation import takes_arrays
+from ..promotion import ArrayLike
 from ..tensor import Tensor
 from .activations import shifted, softplus, spread, sum_out
 
@@ -44,20 +46,23 @@ def _same_shapes(name: str, input: Tensor, target: Tensor) -> None:
         raise ShapeError(f"{name}: input {list(input.shape)} and target {list(target.shape)} differ in shape")
 
 
-def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+@takes_arrays("input", "target")
+def mse_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
     """(input - target)^2."""
     _same_shapes("mse_loss", input, target)
     d = input - target
     return reduced(d * d, reduction)
 
 
-def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+@takes_arrays("input", "target")
+def l1_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
     """|input - target|."""
     _same_shapes("l1_loss", input, target)
     return reduced(abs(input - target), reduction)
 
 
-def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+@takes_arrays("input", "target")
+def huber_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """Squared below delta, linear above (Huber 1964)."""
     _same_shapes("huber_loss", input, target)
     d = input - target
@@ -65,7 +70,8 @@ def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: fl
     return reduced(where(size < delta, d * d * 0.5, (size - 0.5 * delta) * delta), reduction)
 
 
-def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+@takes_arrays("input", "target")
+def smooth_l1_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """huber_loss(delta=beta) / beta; l1_loss for beta = 0."""
     if beta == 0:
         return l1_loss(input, target, reduction)
@@ -75,12 +81,13 @@ def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta:
     return reduced(where(size < beta, d * d * (0.5 / beta), size - 0.5 * beta), reduction)
 
 
+@takes_arrays("input", "target", "weight", "pos_weight")
 def binary_cross_entropy_with_logits(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     reduction: str = "mean",
-    pos_weight: Tensor | None = None,
+    pos_weight: ArrayLike | None = None,
 ) -> Tensor:
     """-(y log s(x) + (1 - y) log(1 - s(x))) of logits x, s the sigmoid; `pos_weight` multiplies the first term."""
     _same_shapes("binary_cross_entropy_with_logits", input, target)
@@ -93,10 +100,11 @@ def binary_cross_entropy_with_logits(
     return reduced(loss if weight is None else loss * weight, reduction)
 
 
+@takes_arrays("input", "target")
 def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = IGNORED,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -133,10 +141,11 @@ def cross_entropy(
     return _mean_of_valid(loss, row_weight, valid, reduction, classes)
 
 
+@takes_arrays("input", "target")
 def nll_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = IGNORED,
     reduction: str = "mean",
 ) -> Tensor:

@@ -9,7 +9,6 @@ from ...graph.types import DType, TensorType, f32
 from ..promotion import ArrayLike
 from ..pytree import Tree
 from ..state import Buffer, Parameter, Stateful, Variable
-from ..tensor import Tensor
 from ..trace import active
 
 
@@ -271,7 +270,7 @@ class Sequential(Module):
         return iter(self._items.values())
 
 
-def functional_call(module: Module, params: Mapping[str, Tensor], *args, **kwargs) -> Tree:
+def functional_call(module: Module, params: Mapping[str, ArrayLike], *args, **kwargs) -> Tree:
     """Run `module` with other parameters, by name: `pb.functional_call(model, {"hidden.weight": w}, x)`.
 
     Names missing in `params` keep their values (MAML, moving averages; as torch.func.functional_call).
@@ -287,8 +286,7 @@ def functional_call(module: Module, params: Mapping[str, Tensor], *args, **kwarg
                 f"functional_call: {name!r} is no state of {type(module).__name__}; it has {', '.join(known)}"
             )
         variable = known[name]
-        variable.check(value)
-        values[variable] = value.node
+        values[variable] = variable.check(value).node
     with trace.substituted(values):
         return module(*args, **kwargs)
 

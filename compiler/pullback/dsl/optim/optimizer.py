@@ -15,8 +15,9 @@ from ...autodiff import grad
 from ...errors import BuildError, DTypeError, ShapeError, TraceError, UnknownAttribute
 from ...graph.graph import current_loc, loc_scope, topological
 from ...graph.types import TensorType, f32, f64, i32
-from ..array import asarray, broadcast_axes, full
+from ..array import broadcast_axes, full
 from ..nn.module import Module
+from ..promotion import ArrayLike
 from ..state import Counter, Parameter, Slot, Stateful, Variable
 from ..tensor import Tensor
 from ..trace import Trace, require
@@ -144,7 +145,7 @@ class Optimizer(Stateful):
                 raise TraceError("minimize: the loss depends on none of the optimizer's parameters")
             self._update(trace, dict(zip(learned, grad(loss, learned), strict=True)))
 
-    def update(self, grads: Sequence[Tensor | None] | Mapping[Parameter, Tensor]) -> None:
+    def update(self, grads: Sequence[ArrayLike | None] | Mapping[Parameter, ArrayLike]) -> None:
         """One step with these gradients: in the order of `optimizer.parameters` (None: leave it), or by parameter."""
         trace = require("update is called")
         trace.minimizing()
@@ -152,9 +153,7 @@ class Optimizer(Stateful):
             if len(grads) != len(self.parameters):
                 raise ShapeError(f"update: expected {len(self.parameters)} gradients, got {len(grads)}")
             grads = dict(zip(self.parameters, grads, strict=True))
-        given = {p: asarray(g) for p, g in grads.items() if g is not None}
-        for p, g in given.items():
-            p.check(g)
+        given = {p: p.check(g) for p, g in grads.items() if g is not None}
         with loc_scope(current_loc()):
             self._update(trace, given)
 
