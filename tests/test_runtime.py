@@ -1,7 +1,12 @@
 """The runtime: calls, conversions, messages, state, on artifacts made by hand."""
 
+import functools
+import inspect
 import pickle
+import pydoc
+import re
 import threading
+from types import SimpleNamespace
 
 import artifact_by_hand as hand
 import numpy as np
@@ -11,6 +16,10 @@ import pullback_runtime as rt
 from pullback.graph.program import Print
 from pullback.graph.types import TensorType, bf16, f32
 from pullback.kernel.plan import FIRST_ARGUMENT, FunctionPlan
+from pullback_runtime.arrays import convert
+from pullback_runtime.files import check_writable
+from pullback_runtime.format import Manifest, StateEntry
+from pullback_runtime.state import KINDS, State
 
 N = hand.N
 
@@ -114,6 +123,56 @@ def test_torch_tensor_by_dlpack(demo, x, index):
     )
 
 
+def test_tensors_that_cannot_be_read_are_explained(demo, index):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(rt.ArgumentError, match=r"input 'x': expected an array, got Tensor \(.*meta") as e:
+        demo.train(x=torch.ones(N, device="meta"), i=index)
+    assert "GPU" not in str(e.value)
+    weight = torch.nn.Parameter(torch.ones(N))
+    with pytest.raises(rt.ArgumentError, match=r"input 'x': expected an array, got Parameter \(.*requires grad"):
+        demo.train(x=weight, i=index)
+    with pytest.raises(rt.StateError, match=r"state 'w': expected an array, got Parameter \(.*requires grad.*detach"):
+        demo.state["w"] = weight
+    demo.state["w"] = weight.detach()
+    assert (demo.state["w"] == 1).all()
+
+
+def test_torch_bf16_tensor_by_dlpack(demo, x, index, monkeypatch):
+    """numpy takes none; whatever the order and whichever part of the tensor, the numbers are the same."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    want = torch.from_numpy(x).bfloat16()
+    wide = torch.zeros(N, 3, dtype=torch.bfloat16)
+    wide[:, 1] = want
+    for given in (want, wide[:, 1], torch.cat([want, want])[N:]):
+        demo.init()
+        got = demo.train(x=given, i=index)
+        assert np.array_equal(got, hand.train_reference(np.zeros(N, np.float32), want.float().numpy()))
+    with pytest.raises(rt.ArgumentError, match="input 'i': expected i32, got bfloat16"):
+        demo.train(x=x, i=want)
+    monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match="train: input 'x': bf16 arrays need the package ml_dtypes: pip install"):
+        demo.train(x=want, i=index)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_finite_numbers_do_not_become_infinite(dtype):
+    if dtype == "bf16":
+        pytest.importorskip("ml_dtypes")
+    infinite = np.array([1.0, np.inf, -np.inf, np.nan])
+    np.testing.assert_array_equal(convert(infinite, dtype, "x").astype(np.float64), infinite)
+    for value in (1e300, -1e39):
+        with pytest.raises(rt.ArgumentError, match=f"x: value {re.escape(str(value))} does not fit into {dtype}: it"):
+            convert(np.array([[1.0, np.inf], [value, 2.0]]), dtype, "x")
+    assert not convert(np.zeros((0, 3)), dtype, "x").size
+
+
+def test_integers_that_become_infinite():
+    with pytest.raises(rt.ArgumentError, match="x: value 65520 does not fit into f16"):
+        convert(np.array([3, 65520]), "f16", "x")
+    assert convert(np.array(65519), "f16", "x") == 65504
+
+
 def test_state_as_input_is_copied(demo, x, index):
     demo.state["w"][...] = x
     assert np.array_equal(demo.train(x=demo.state["w"], i=index), hand.train_reference(x, x))
@@ -149,6 +208,11 @@ MISTAKES = {
         lambda p, x, i: p.train(x=x, i=np.full(N, 2**31)),
         rt.ArgumentError,
         r"input 'i': value 2147483648 does not fit into int32",
+    ),
+    "range of floats": (
+        lambda p, x, i: p.train(x=np.where(np.arange(N) == 5, 1e300, x.astype(float)), i=i),
+        rt.ArgumentError,
+        r"train: input 'x': value 1e\+300 does not fit into f32: it would become infinite",
     ),
     "index": (
         lambda p, x, i: p.train(x=x, i=i + 9),
@@ -376,6 +440,82 @@ def test_weights_of_others(demo, tmp_path):
     assert demo.load_state(file) == ["w"] and (demo.state["w"] == 1).all()
 
 
+def test_only_what_is_under_a_prefix(nested_state, tmp_path):
+    """What `save` writes under a prefix is what `load_state` reads under it."""
+    from safetensors.numpy import load_file
+
+    file = tmp_path / "p.safetensors"
+    kept = {n: a.copy() for n, a in nested_state.state.items()}
+    for prefix, kinds, names in [
+        ("model.", None, {"weight": "model.weight", "tied": "other.tied", "mean": "model.mean"}),
+        ("model.", ["parameter"], {"weight": "model.weight", "tied": "other.tied"}),
+        ("model.", "buffer", {"mean": "model.mean"}),
+        ("other.", ("parameter", "buffer"), {"tied": "other.tied"}),
+        ("optimizer.", ["slot"], {"m.model.weight": "optimizer.m.model.weight"}),
+        ("", ["parameter"], {"model.weight": "model.weight", "other.tied": "other.tied"}),
+        ("optimizer.", ["parameter"], {}),
+    ]:
+        nested_state.save(file, kinds, prefix=prefix)
+        found = load_file(file)
+        assert found.keys() == names.keys()
+        for short, name in names.items():
+            np.testing.assert_array_equal(found[short], kept[name])
+    nested_state.save(file, prefix="model.")
+    for a in nested_state.state.values():
+        a[...] = 0
+    assert nested_state.load_state(file, prefix="model.") == ["model.weight", "other.tied", "model.mean"]
+    assert all(np.array_equal(nested_state.state[n], kept[n]) for n in ("model.weight", "other.tied", "model.mean"))
+    with pytest.raises(rt.StateError, match=r"no state's name begins with 'net\.'; there are model\.weight, other\.t"):
+        nested_state.save(tmp_path / "none", prefix="net.")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def nested_state():
+    """Five states; one of another object is the model's, too."""
+    entries = [
+        ("model.weight", "parameter", ()), ("other.tied", "parameter", ("model.tied",)), ("model.mean", "buffer", ()),
+        ("optimizer.m.model.weight", "slot", ()), ("optimizer.step", "counter", ()),
+    ]  # fmt: skip
+    state = tuple(
+        StateEntry(name, kind, "f32", (2, 3), 64 * i, (3, 1), aliases)
+        for i, (name, kind, aliases) in enumerate(entries)
+    )
+    program = rt.Program.__new__(rt.Program)
+    program.context = SimpleNamespace(lock=threading.Lock())
+    memory = np.arange(5 * 16, dtype=np.float32).view(np.uint8)
+    program.state = State(Manifest("by hand", "", "", (), state, memory.nbytes, ()), memory)
+    return program
+
+
+def test_unknown_kinds_are_refused(demo, tmp_path):
+    for kinds in (["param"], ("parameter", "param"), "param"):
+        with pytest.raises(
+            ValueError, match=r"unknown kind of state 'param'; the kinds are parameter, buffer, slot, h"
+        ):
+            demo.save(tmp_path / "w.safetensors", kinds=kinds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_kinds_are_the_compilers(demo):
+    from pullback.dsl import state
+
+    kinds = {c.kind for c in vars(state).values() if isinstance(c, type) and isinstance(getattr(c, "kind", 0), str)}
+    assert kinds and kinds | {"seed"} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", ["nowhere/w.safetensors", "folder", "file/w.safetensors"])
+def test_files_that_cannot_be_written(demo, tmp_path, name):
+    """The error names the file that the caller gave; checking says the same before there is anything to write."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("here")
+    for write in (demo.save, check_writable):
+        with pytest.raises(OSError) as e:
+            write(tmp_path / name)
+        assert e.value.filename == str(tmp_path / name) and e.value.strerror
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
 BAD_STATE = {
     "shape": ({"w": np.zeros(3, np.float32)}, r"w: expected shape \[64\], got \[3\]"),
     "dtype": ({"w": np.zeros(N, np.int32), "rng.seed": np.zeros(2)}, "rng.seed: expected u32, got float64"),
@@ -471,4 +611,16 @@ def test_pickling_is_refused(demo):
 def test_repr_and_doc(demo):
     assert "demo" in repr(demo) and "train(x: f32[64], i: i32[64])" in repr(demo.train)
     assert demo.train.__doc__.startswith("Compiled from model.py:12")
+    assert "train(x: f32[64], i: i32[64]) -> f32[64]" in pydoc.render_doc(demo.train)
     assert rt.inspect(demo.path).options == {"script_args": ["--width", "64"]}
+
+
+def test_signatures(demo, nested, several):
+    signature = inspect.signature(demo.train)
+    assert str(signature) == "(x: 'f32[64]', i: 'i32[64]') -> 'f32[64]'"
+    assert signature.bind(1, i=2).arguments == {"x": 1, "i": 2}
+    text = "(data: '{a: f32[64], b: [f32[64], None]}', z: 'f32[64]') -> '{sum: f32[64], pair: (f32[64], [f32[64]])}'"
+    assert str(inspect.signature(nested.f)) == text
+    assert list(inspect.signature(several.predict).parameters) == ["x"]
+    assert several.predict.__doc__.count("predict(x: f32[") == 2
+    assert isinstance(demo.train, functools.partial)  # nothing of Python lies in a call's way

@@ -264,11 +264,11 @@ class Binding(ABC):
 
 def failure(function: str, call: Call, site: int, value: int) -> RuntimeFailure:
     """The error of a check that failed in a call of a function's step."""
-    name = call.sites[site] if site < len(call.sites) else call.label
-    place = f"{function}: {call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
+    place = f"{call.file}:{call.line}" + (" (gradient)" if call.gradient else "")
+    name = call.sites[site] if site < len(call.sites) else f"{place}: {call.label}"
     if name.startswith("nan:"):
-        return NotFiniteError(f"{place}: {name[4:].strip()} is not finite; the state is as it was before")
-    return CheckError(f"{place}: {name}: {value} is out of range; the state is as it was before")
+        return NotFiniteError(f"{function}: {place}: {name[4:].strip()} is not finite; the state is as it was before")
+    return CheckError(f"{function}: {name}: {value} is out of range; the state is as it was before")
 
 
 class HostBinding(Binding):

@@ -114,15 +114,18 @@ class Program:
         path: str | os.PathLike,
         kinds: Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        prefix: str = "",
     ) -> None:
         """Write the state as a safetensors file, atomically.
 
         kinds: which kinds of state (parameter, buffer, slot, hyper, counter, seed); None: all, so that training
         resumes exactly; ("parameter", "buffer") is what other libraries call a state dict.
         metadata: texts to keep beside the arrays (`state.read_metadata`).
+        prefix: only what is under it, and without it in the file: "model." writes the script's `model` under the
+        names of its own state dict, which torch reads.  A tied weight is written once, by its first name.
         """
         with self.context.lock:
-            save_state(self.state, Path(path), kinds, metadata)
+            save_state(self.state, Path(path), kinds, prefix, metadata)
 
     def load_state(self, path: str | os.PathLike, prefix: str = "", strict: bool = True) -> list[str]:
         """Read a safetensors file into the state; returns the names that were set.

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import convert, numpy_dtype
+from .arrays import as_array, convert, numpy_dtype
 from .errors import ArgumentError, StateError
 from .files import write_atomically
 from .format import Manifest, StateEntry
+
+KINDS = ("parameter", "buffer", "slot", "hyper", "counter", "seed")
+"""What states there are: a slot is an optimizer's, for a parameter; a counter counts steps or draws."""
 
 WEIGHTS = ("parameter", "buffer")
 """The kinds of state that other libraries' state dicts hold."""
@@ -35,10 +38,10 @@ class State(Mapping[str, np.ndarray]):
     def __setitem__(self, name: str, value) -> None:
         """Set a state from an array or number of its shape: `state["lr"] = 3e-4`."""
         entry = self.entry(name)
-        array = np.asarray(value)
-        if array.shape != entry.shape:
-            raise StateError(f"state {name!r}: expected shape {list(entry.shape)}, got {list(array.shape)}")
         try:
+            array = as_array(value, f"state {name!r}")
+            if array.shape != entry.shape:
+                raise StateError(f"state {name!r}: expected shape {list(entry.shape)}, got {list(array.shape)}")
             self.write(entry, convert(array, entry.dtype, f"state {name!r}"))
         except ArgumentError as e:
             raise StateError(str(e)) from None
@@ -73,7 +76,8 @@ class State(Mapping[str, np.ndarray]):
         return f"<state: {', '.join(f'{s.name} {s.dtype}{list(s.shape)}' for s in self._manifest.state)}>"
 
 
-def _safetensors():
+def require_safetensors():
+    """The package that reads and writes state files."""
     try:
         import safetensors.numpy
     except ImportError:
@@ -82,19 +86,35 @@ def _safetensors():
 
 
 def save_state(
-    state: State, path: Path, kinds: Sequence[str] | None = None, metadata: Mapping[str, str] | None = None
+    state: State,
+    path: Path,
+    kinds: Sequence[str] | None = None,
+    prefix: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     # ascontiguousarray would turn scalars into vectors.
-    arrays = {n: a.copy(order="C") for n, a in state.items() if kinds is None or state.entry(n).kind in kinds}
+    arrays = {key: state[n].copy(order="C") for n, key in _chosen(state, kinds, prefix).items()}
     # "format" is what other readers of safetensors files ask for.
     data = safetensors.numpy.save(arrays, metadata={"format": "pt", **(metadata or {})})
     write_atomically(path, data, durable=True)
 
 
+def _chosen(state: State, kinds: Sequence[str] | None, prefix: str) -> dict[str, str]:
+    """Name -> what a file calls it: states of these kinds under the prefix, once each."""
+    kinds = KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of state {kind!r}; the kinds are {', '.join(KINDS)}")
+    under = {n: [x for x in (n, *state.entry(n).aliases) if x.startswith(prefix)] for n in state}
+    if prefix and not any(under.values()):
+        raise StateError(f"no state's name begins with {prefix!r}; there are {', '.join(state) or 'none'}")
+    return {n: names[0][len(prefix) :] for n, names in under.items() if names and state.entry(n).kind in kinds}
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts that were saved beside the state."""
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     try:
         with safetensors.safe_open(path, framework="np") as f:
             return f.metadata() or {}
@@ -104,7 +124,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def load_state(state: State, path: Path, prefix: str, strict: bool) -> list[str]:
     """Everything is read and checked before the first byte of state changes."""
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"no state file {path}")
     try:
