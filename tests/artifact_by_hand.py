@@ -142,7 +142,7 @@ def add(x: Argument, y: Argument, o: Argument, blocks: int = N) -> Call:
 
 
 def take(x: Argument) -> Call:
-    return Call("take", (x,), N, LOC, "take", ("index of take(table, i)",))
+    return Call("take", (x,), N, LOC, "take", ("model.py:12: index of take(table, i)",))
 
 
 def launch(*calls: Call, chunk: int = 8) -> Launch:

@@ -128,3 +128,20 @@ def test_scalar_input():
         TraceError, match=r"the spec of x is f32, expected e.g. pb.f32\[64\], pb.f32\[\(\)\] for a scalar"
     ):
         trace_functions((pb.function(pb.f32)(lambda x: x),), {})
+
+
+def test_failed_check_has_the_line_of_the_index():
+    """Not that of what the gather was fused with."""
+    table = nn.Embedding(5, 3)
+
+    @pb.function(pb.i32[4, 2])
+    def look(tokens):
+        x = table(tokens)
+        return pb.permute_dims(x, (1, 0, 2)) * 2
+
+    program = pb.build(look)
+    with pytest.raises(rt.CheckError) as e:
+        program.look(np.full((4, 2), 7))
+    place = f"{__file__}:{look.fn.__code__.co_firstlineno + 2}"
+    message = "index 'tokens' of gather (expected 0 to 4): 7 is out of range; the state is as it was before"
+    assert str(e.value) == f"look: {place}: {message}"

@@ -303,7 +303,12 @@ def test_manifest_says_everything(path):
     level = m.levels[0]
     assert (level.name, level.cpu, level.arena, level.scratch) == ("v2", "x86-64-v2", 256, 64)
     call = level.call(0, 0, 0)
-    assert (call.label, call.file, call.line, call.sites) == ("take", "model.py", 12, ("index of take(table, i)",))
+    assert (call.label, call.file, call.line, call.sites) == (
+        "take",
+        "model.py",
+        12,
+        ("model.py:12: index of take(table, i)",),
+    )
     assert parse_manifest(m.to_json()) == m
 
 

@@ -241,8 +241,8 @@ def test_checks_say_what_they_look_at():
     inputs = (table, label, again.inputs[1].inputs[0])
     region = lower(Graph("g", inputs, (again,)))
     assert [p.sites for p in region.pieces] == [
-        ("index 'label' of gather at model.py:7 (expected 0 to 8)",),
-        ("index 'at' of gather at model.py:7 (expected 0 to 2)",),
+        ("model.py:7: index 'label' of gather (expected 0 to 8)",),
+        ("model.py:7: index 'at' of gather (expected 0 to 2)",),
     ]
     with pytest.raises(CheckFailed) as failed:
         evaluate_region(region, [np.zeros((9, 4)), np.array([1, 9, 2]), np.array([0, 1])])
@@ -254,7 +254,7 @@ def test_two_checks_in_one_kernel():
     x = tensor("x", 5)
     total = make(E.Add(), make(X.Gather(0), x, a, loc=LOC), make(X.Gather(0), x, b, loc=LOC))
     (piece,) = lower(Graph("g", (x, a, b), (total,))).pieces
-    assert piece.sites == tuple(f"index '{n}' of gather at model.py:7 (expected 0 to 4)" for n in "ab")
+    assert piece.sites == tuple(f"model.py:7: index '{n}' of gather (expected 0 to 4)" for n in "ab")
     with pytest.raises(CheckFailed) as failed:
         evaluate_region(lower(Graph("g", (x, a, b), (total,))), [np.zeros(5), np.zeros(3, int), np.array([0, -1, 0])])
     assert failed.value.site == 1

@@ -34,7 +34,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel on its arguments.  `sites[k]`: what the kernel's check number k looks at (for messages).
+    """One kernel on its arguments.  `sites[k]`: where the kernel's check number k is, and what it looks at.
 
     `grain`: how many blocks make one portion of work; the last portion may have fewer."""
 

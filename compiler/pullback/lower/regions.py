@@ -180,7 +180,7 @@ def _label(nodes: tuple[Node, ...]) -> str:
 
 
 def _site(node: Node) -> str:
-    """What a check looks at: the indices, named after the input that holds them where it is one."""
+    """Where a check is and what it looks at: the indices, named after the input that holds them where it is one."""
     indices = node.inputs[0] if type(node.op) is ScatterAdd else node.inputs[-1]
     while type(indices.op) in ELEMENTWISE or type(indices.op) in MOVEMENT:
         if type(indices.op) is Select:  # where(valid, index, 0)
@@ -191,4 +191,4 @@ def _site(node: Node) -> str:
             break
     name = f" '{indices.op.label}'" if type(indices.op) is Input else ""
     size = node.op.size if type(node.op) is ScatterAdd else node.inputs[0].shape[node.op.axis]
-    return f"index{name} of {node.op.name} at {node.loc} (expected 0 to {size - 1})"
+    return f"{node.loc}: index{name} of {node.op.name} (expected 0 to {size - 1})"
