@@ -20,6 +20,7 @@ from pullback.codegen import sass
 from pullback.config import Options, flag, table
 from pullback.graph.text import parse_program
 from pullback.kernel.text import parse_kernel
+from pullback_runtime.command import main as train_command
 from pullback_runtime.format import PTX_SECTION
 from pullback_runtime.sections import read_section
 
@@ -238,6 +239,14 @@ def test_mistakes_are_one_line(built, fails, tmp_path):
     assert "no function 'f'; the program has train, predict, init" in fails(
         "inspect", built / "digits.so", "--stage", "plan", "--function", "f"
     )
+    artifact = (
+        f"{built / 'digits.so'} is no Python script but a binary: an artifact is for `pullback inspect` and `train`"
+    )
+    assert artifact in fails("build", built / "digits.so")
+    (tmp_path / "data.npz").write_bytes(b"PK\x03\x04\x2d\0\0\0")
+    for command in ("build", "inspect"):
+        assert "data.npz is no Python script: it holds binary data" in fails(command, tmp_path / "data.npz")
+    assert "cannot read the script" in fails("build", tmp_path)
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes((built / "digits.so").read_bytes()[:2000])
     assert "truncated" in fails("inspect", damaged, "--stage", "graph")
@@ -267,6 +276,22 @@ def test_unknown_stage(capsys):
     with pytest.raises(SystemExit):
         main(["inspect", str(DIGITS), "--stage", "tokens"])
     assert "graph, gradient" in capsys.readouterr().err.replace("'", "")
+
+
+@pytest.mark.parametrize("command", ["build", "inspect", "train"])
+def test_unknown_flags_show_the_usage_of_the_command(command, capsys):
+    with pytest.raises(SystemExit) as e:
+        main([command, str(DIGITS), "--fast", *(["--data", "x.npz"] if command == "train" else [])])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and f"pullback {command}: error: unrecognized arguments: --fast\n" in err
+    assert err.startswith(f"usage: pullback {command} ")
+
+
+@pytest.mark.parametrize("run", [main, train_command])
+def test_version(run, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out == f"pullback {rt.__version__}\n"
 
 
 def test_ptx_of_a_script(show, fails, tmp_path):
@@ -345,6 +370,7 @@ def test_a_machine_without_the_compiler():
     blocked = 'import sys\nfor m in ("pullback", "llvmlite", "networkx"): sys.modules[m] = None\n'
     needs = "build and inspect need the compiler: pip install pullback"
     assert needs in python(blocked + LOADED, "--help").stdout
+    assert python(blocked + LOADED, "--version").stdout == f"pullback {rt.__version__}\n"
     for command in ("build", "inspect"):
         done = python(blocked + LOADED, command, DIGITS)
         assert done.stderr.splitlines()[0] == f"pullback: {needs}" and done.stderr.splitlines()[-1].startswith("1")

@@ -64,12 +64,13 @@ def test_versions_agree():
     import tomllib
 
     import pullback
+    import pullback_runtime
 
     versions = {
         tomllib.loads((ROOT / p).read_text())["project"]["version"]
         for p in ("pyproject.toml", "runtime/pyproject.toml")
     }
-    assert versions == {pullback.__version__}
+    assert versions == {pullback.__version__} == {pullback_runtime.__version__}
 
 
 def test_runtime_imports_nothing_of_the_compiler():

@@ -44,6 +44,14 @@ def evaluate(parts):
 def predict(x):
     return pb.argmax(model(x), axis=-1)
 
+@pb.function(pb.f32[batch, 3], pb.i32[batch])
+def check(x, y):
+    return [nn.cross_entropy(model(x), y)]
+
+@pb.function(pb.f32[batch, 3])
+def train_quietly(x):
+    optimizer.minimize(pb.mean(model[0](x) ** 2))
+
 @pb.function(pb.f32[batch, 3], pb.f32[3])
 def unbatched(x, w):
     return x * w
@@ -130,8 +138,16 @@ def test_epochs_differ_and_no_shuffle_keeps_the_order(artifact, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"function": "missing"}, "has no function 'missing': it has train, evaluate, predict, unbatched"),
+        (
+            {"function": "missing"},
+            "has no function 'missing': it has train, evaluate, predict, check, train_quietly, unbatched",
+        ),
         ({"function": "unbatched"}, "unbatched cannot be fed batches: .* unbatched.x: f32.8, 3., w: f32.3.."),
+        (
+            {"function": "predict"},
+            r"predict cannot be trained: expected a scalar loss as its result, or .* got i32\[8\]",
+        ),
+        ({"function": "check"}, "check trains nothing: after an epoch all state is as it was"),
         ({"data": {"x": np.zeros((9, 3))}}, "train: no data for input 'y'; there is x"),
         ({"data": {"x": np.zeros((9, 3)), "y": np.zeros(8, int)}}, "different numbers of samples: {'x': 9, 'y': 8}"),
         ({"data": {"x": np.zeros((5, 3)), "y": np.zeros(5, int)}}, "train takes batches of 8 samples, the data has"),
@@ -142,6 +158,13 @@ def test_fit_says_what_does_not_fit(program, data, arguments, message):
     with pytest.raises(DataError, match=message):
         fit(program, **({"data": data} | arguments))
     assert state_of(program) == before
+
+
+def test_a_function_that_trains_without_saying_so(program, data):
+    """Neither training=True nor a loss: the state tells."""
+    before = state_of(program)
+    fit(program, {"x": data["x"]}, function="train_quietly", report=lambda line: None)
+    assert state_of(program) != before
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------
@@ -219,6 +242,24 @@ def test_checkpoints_that_cannot_be_read(program, data, tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(rt.StateError, match=r"state.safetensors: not a readable safetensors file"):
         fit(program, data, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("file", "file: a checkpoint is a folder, this is a file"),
+        ("file/deeper", "Not a directory.*file/deeper"),
+        ("taken", "Is a directory.*taken/state.safetensors"),
+    ],
+)
+def test_checkpoints_that_cannot_be_written(program, data, tmp_path, folder, message):
+    """Known before the first step."""
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "taken" / "state.safetensors").mkdir(parents=True)
+    before = state_of(program)
+    with pytest.raises((DataError, OSError), match=message):
+        fit(program, data, checkpoint=tmp_path / folder)
+    assert state_of(program) == before
 
 
 def test_one_run_at_a_time(program, data, tmp_path):
@@ -303,6 +344,37 @@ def test_data_of_every_kind(tmp_path, data):
     np.testing.assert_array_equal(load_data([f"{tmp_path}/x.npy"], {"x": (3,)})["x"], x)
 
 
+def test_columns_that_are_missing_are_named(tmp_path):
+    header = "x0,x1,x2,y\n1,2,3,0\n"
+    (tmp_path / "d.csv").write_text(header)
+    wanted = {"x": (3,), "z": (2, 32), "y": ()}
+    with pytest.raises(
+        DataError,
+        match=r"d.csv: no columns for input 'x': expected x\.0, x\.1, x\.2 \(or.* 3 columns left over, of any name; there are 3\)",
+    ):
+        load_data([f"{tmp_path}/d.csv"], wanted)
+    with pytest.raises(
+        DataError, match=r"input 'z': expected z\.0, z\.1, z\.2, \.\.\., z\.63 .*; the header is x0, x1, x2, y"
+    ):
+        load_data([f"{tmp_path}/d.csv"], {"z": (2, 32), "y": ()})
+    with pytest.raises(DataError, match=r"input 'label': expected label \(or.* 1 columns left over, .* are 4\)"):
+        load_data([f"{tmp_path}/d.csv"], {"label": ()})
+    assert load_data([f"{tmp_path}/d.csv"], SHAPES)["x"].tolist() == [[1, 2, 3]]
+
+
+def test_data_that_is_given_twice(tmp_path, data):
+    np.savez(tmp_path / "a.npz", **data, more=1)
+    np.savez(tmp_path / "b.npz", x=data["x"], more=2)
+    np.save(tmp_path / "x.npy", data["x"])
+    for second in ("a.npz", "b.npz", "x=x.npy"):
+        name = second.split("=")[-1]
+        source = second.replace(name, str(tmp_path / name))
+        with pytest.raises(DataError, match=rf"{name}: input 'x' was already read from .*a\.npz"):
+            load_data([str(tmp_path / "a.npz"), source], SHAPES)
+    with pytest.raises(DataError, match=r"x\.npy: there is no input 'z'; the inputs are x, y"):
+        load_data([f"z={tmp_path}/x.npy"], SHAPES)
+
+
 def test_the_command(artifact, tmp_path, capsys):
     where = ["train", str(artifact), "--data", str(artifact.parent / "data.npz")]
     options = ["--epochs", "3", "--validation", "0.2", "--evaluate", "predict", "--threads", "1"]
@@ -322,14 +394,33 @@ def test_the_command(artifact, tmp_path, capsys):
         (["--data", "data.txt"], "data.txt: expected a .npz, .npy or .csv file"),
         (["--data", "data.npz", "--function", "fit"], "has no function 'fit': it has train, evaluate, predict"),
         (["--data", "data.npz", "--validation", "2"], "the validation fraction must be"),
-        (["--data", "data.npz", "--save", "no/folder/w.safetensors"], "No such file or directory"),
+        (["--data", "data.npz", "--save", "no/folder/w.safetensors"], ": no/folder/w.safetensors: No such file or dir"),
+        (["--data", "data.npz", "--save", "."], "pullback: .: Is a directory"),
+        (["--data", "data.npz", "--checkpoint", "data.npz"], "data.npz: a checkpoint is a folder, this is a file"),
+        (["--data", "data.npz", "--data", "data.npz"], "data.npz: input 'x' was already read from another --data"),
+        (["--data", "data.npz", "--function", "predict"], "predict cannot be trained: expected a scalar loss"),
+        (["--data", "data.npz", "--function", "check"], "check trains nothing"),
     ],
 )
 def test_mistakes_are_one_line(artifact, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(artifact.parent)
     assert train_command(["train", "model.so", *arguments]) == 1
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert err.startswith("pullback: ") and message in err and err.count("\n") == 1
+    assert "epoch" not in out.replace("each epoch", "")
+
+
+def test_the_place_of_the_result_is_checked_first(artifact, capsys):
+    assert train_command(["train", str(artifact), "--data", "nowhere.npz", "--save", "nowhere/w.safetensors"]) == 1
+    assert capsys.readouterr().err == "pullback: nowhere/w.safetensors: No such file or directory\n"
+
+
+@pytest.mark.parametrize("threads", ["0", "257", "-1", "two"])
+def test_threads_of_the_command(artifact, threads, capsys):
+    with pytest.raises(SystemExit) as e:
+        train_command(["train", str(artifact), "--data", "x.npz", "--threads", threads])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and f"argument --threads: expected a number from 1 to 256, got '{threads}'" in err
 
 
 def test_no_such_artifact(tmp_path, capsys):

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pullback_runtime.command import add_train, guarded
+from pullback_runtime.command import Parser, add_train, add_version, guarded
 from pullback_runtime.errors import RuntimeFailure
 
 from .config import Options, flag
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .graph.program import Program
 
 _STAGES = ("graph", "gradient", "optimized", "kernels", "schedule", "plan", "memory", "llvm", "asm", "ptx")
+_ELF = b"\x7fELF"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("pullback", description="A static-graph compiler for differentiable programs.")
+    parser = Parser("pullback", description="A static-graph compiler for differentiable programs.")
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     usage = "pullback %s [options] %s [-- arguments of the script]"
 
@@ -117,12 +119,26 @@ def _trace(args: argparse.Namespace) -> Program:
     from .dsl.trace import parse_dims, trace_script
 
     dims = parse_dims(args.dim)
+    _check_script(args.script)
     try:
         return trace_script(args.script, args.script_args, dims)
     except (PullbackError, RuntimeFailure):
         raise
     except Exception as e:  # a script may raise anything
         raise ScriptFailed("the script failed\n" + _traceback(e, str(args.script))) from e
+
+
+def _check_script(path: Path) -> None:
+    """Say what a binary file is, in place of Python's complaint about its bytes."""
+    try:
+        with path.open("rb") as f:
+            head = f.read(4096)
+    except OSError:
+        return  # tracing says what is wrong
+    if head.startswith(_ELF):
+        raise BuildError(f"{path} is no Python script but a binary: an artifact is for `pullback inspect` and `train`")
+    if b"\0" in head:
+        raise BuildError(f"{path} is no Python script: it holds binary data")
 
 
 def _traceback(error: Exception, script: str) -> str:
@@ -220,7 +236,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _is_artifact(path: Path) -> bool:
     try:
         with path.open("rb") as f:
-            return f.read(4) == b"\x7fELF"
+            return f.read(4) == _ELF
     except OSError as e:
         raise BuildError(f"{path}: {e.strerror}") from None
 

@@ -21,6 +21,8 @@ from .errors import (
 )
 from .program import Program, inspect, load
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ArgumentError",
     "ArgumentShapeError",

@@ -12,7 +12,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from . import __version__
 from .errors import DataError, RuntimeFailure
+
+
+class Parser(argparse.ArgumentParser):
+    """Unknown flags are an error of the subcommand, with its usage; argparse itself hands them up to the program's."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] in (["build"], ["inspect"]):
         print(f"pullback: {needs}", file=sys.stderr)
         return 1
-    parser = argparse.ArgumentParser("pullback", epilog=needs)
+    parser = Parser("pullback", epilog=needs)
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_train(commands)
     args = parser.parse_args(argv)
@@ -52,6 +64,11 @@ def guarded(run: Callable[[], int], *errors: type[Exception]) -> int:
         return 130
 
 
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """The flag `--version`."""
+    parser.add_argument("--version", action="version", version=f"pullback {__version__}")
+
+
 def add_train(commands) -> None:
     """The subcommand `train`."""
     train = commands.add_parser(
@@ -70,7 +87,7 @@ def add_train(commands) -> None:
     add("--no-shuffle", action="store_true", help="take samples in the order of the files")
     add("--seed", type=_count, default=0, metavar="N", help="of initial state, shuffling and split (default 0)")
     add("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda or cuda:N, for an NVIDIA GPU")
-    add("--threads", type=_count, metavar="N", help="default: one for each processor; the bits do not depend on it")
+    add("--threads", type=_threads, metavar="N", help="default: one for each processor; the bits do not depend on it")
     add("--checkpoint", type=Path, metavar="FOLDER", help="save there after each epoch, and go on from there")
     add("--checkpoint-every", type=_count, default=0, metavar="STEPS", help="also save after so many steps")
     add("--save", type=Path, metavar="FILE", help="write the final state there, as safetensors")
@@ -84,13 +101,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 256, got {text!r}")
+    return int(text)
+
+
 def _train(args: argparse.Namespace) -> int:
     from .data import load_data
+    from .files import check_writable
     from .program import load
+    from .state import require_safetensors
     from .training import fit, split
 
     try:
-        program = load(args.artifact, seed=args.seed, threads=args.threads or None, device=args.device)
+        program = load(args.artifact, seed=args.seed, threads=args.threads, device=args.device)
+        if args.save:  # what is wrong with it should not show after the last epoch
+            require_safetensors()
+            check_writable(args.save)
         for name in filter(None, (args.function, args.evaluate)):
             if name not in program.functions:
                 raise DataError(f"{args.artifact} has no function {name!r}: it has {', '.join(program.functions)}")

@@ -24,10 +24,14 @@ def load_data(sources: Sequence[str], inputs: Mapping[str, tuple[int, ...]]) -> 
     A lone `.npy` goes to a function's only input.  Further arrays of a .npz file are left out.
     """
     found: dict[str, np.ndarray] = {}
+    origin: dict[str, Path] = {}
     for source in sources:
         name, _, rest = source.rpartition("=")
         path = Path(rest if name else source)
-        found |= _read(path, name, inputs)
+        for n, array in _read(path, name, inputs).items():
+            if n in inputs and n in found:
+                raise DataError(f"{path}: input {n!r} was already read from another --data file, {origin[n]}")
+            found[n], origin[n] = array, path
     missing = [n for n in inputs if n not in found]
     if missing:
         held = ", ".join(map(repr, found)) or "nothing"
@@ -75,6 +79,8 @@ def _read_npy(path: Path, name: str, inputs: Mapping[str, tuple[int, ...]]) -> d
         if len(inputs) != 1:
             raise DataError(f"{path}: say which input it is: NAME={path}, NAME one of {', '.join(inputs)}")
         (name,) = inputs
+    if name not in inputs:
+        raise DataError(f"{path}: there is no input {name!r}; the inputs are {', '.join(inputs)}")
     return {name: np.load(path, allow_pickle=False)}
 
 
@@ -114,8 +120,18 @@ def _columns(path: Path, header: list[str], table: np.ndarray, inputs) -> dict[s
         (n,) = vectors
         found[n] = _integral(table[:, left]).reshape(len(table), *inputs[n])
     elif vectors:
-        raise DataError(f"{path}: no columns for input {vectors[0]!r}; the header is {', '.join(header)}")
+        n = vectors[0]
+        count = int(np.prod(inputs[n]))
+        names = [n] if inputs[n] == () else [f"{n}.{k}" for k in range(count)]
+        raise DataError(
+            f"{path}: no columns for input {n!r}: expected {_listed(names)} (or, if all other inputs have theirs, "
+            f"{count} columns left over, of any name; there are {len(left)}); the header is {_listed(header)}"
+        )
     return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 8 else [*names[:3], "...", names[-1]])
 
 
 def _integral(a: np.ndarray) -> np.ndarray:

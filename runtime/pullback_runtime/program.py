@@ -71,7 +71,8 @@ class Program:
         self._start(State(self.manifest, self.context.state), seed)
 
     def _read(self, path: str | os.PathLike) -> None:
-        self.path = os.fspath(path)
+        self.path: str | None = os.fspath(path)
+        """Where the artifact is; None if it was built in memory (`pb.build`)."""
         self.manifest = read_manifest(path)
 
     def _start(self, state: State, seed: int) -> None:
@@ -93,7 +94,7 @@ class Program:
         if name.startswith("_") or "functions" not in self.__dict__:
             raise AttributeError(name)
         known = ", ".join(self.functions) or "none"
-        raise AttributeError(f"{self.path} has no function {name!r}; its functions are {known}")
+        raise AttributeError(f"{self.path or self.manifest.name} has no function {name!r}; its functions are {known}")
 
     # ---- state -----------------------------------------------------------------------------------------
     def init(self, seed: int = 0) -> None:
@@ -107,7 +108,7 @@ class Program:
         status = library.Status()
         code = self.context.library.init(self.context.address, seed, ctypes.addressof(status))
         if code:
-            raise ArtifactError(f"{self.path}: initialisation failed (status {code})")
+            raise ArtifactError(f"{self.path or self.manifest.name}: initialisation failed (status {code})")
 
     def save(
         self,
@@ -161,13 +162,14 @@ class Program:
             self.context.close()
 
     def __reduce__(self):
+        how = f"load {self.path!r}" if self.path else 'give pb.build output="FILE.so", load that'
         raise TypeError(
-            f"a loaded program cannot be pickled: load {self.path!r} in the other process, and pass state with save "
-            "and load_state"
+            f"a loaded program cannot be pickled: {how} in the other process, and pass state with save and load_state"
         )
 
     def __repr__(self) -> str:
-        return f"<program {self.manifest.name} from {self.path}: {', '.join(self.functions)}>"
+        source = f" from {self.path}" if self.path else ""
+        return f"<program {self.manifest.name}{source}: {', '.join(self.functions)}>"
 
 
 def check_threads(count: int | None) -> int:

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
+from .files import check_writable
 from .function import Function
 from .program import Program
-from .state import read_metadata
+from .state import read_metadata, require_safetensors
 
 STATE_FILE = "state.safetensors"
 """The one file of a checkpoint folder; `Program.load_state` reads it too."""
@@ -71,9 +72,11 @@ def fit(
     data: input name -> array with the samples along the first axis.  checkpoint: a folder; state is written there,
     atomically and durably, after every epoch and every `checkpoint_every` steps, and a run finds its place there again.
     evaluate: the function for the validation data (default: `evaluate`, else `predict`); see `measure`.
+    DataError if the function trains nothing: its result is no scalar loss, or its first epoch changes no state.
     """
     call = _function(program, function)
     batch, n = _batch_size(call), _samples(call, data)
+    _check_loss(call)
     batches = n // batch
     if batches == 0:
         raise DataError(f"{function} takes batches of {batch} samples, the data has only {n}")
@@ -84,6 +87,7 @@ def fit(
         if history.resumed:
             report(f"resumed at epoch {epoch + 1}, batch {at + 1}")
         start = time.perf_counter()
+        untrained = None if call.bindings[0].entry.training else _digest(program)
         while epoch < epochs:
             order = np.random.default_rng((seed, epoch)).permutation(n) if shuffle else np.arange(n)
             for i in _shown(range(at, batches), progress, f"epoch {epoch + 1}/{epochs}", batches, at):
@@ -92,6 +96,9 @@ def fit(
                 history.steps += 1
                 if checkpoint_every and history.steps % checkpoint_every == 0 and i + 1 < batches:
                     place.save(program, epoch, i + 1, total, history)
+            if untrained is not None and untrained == _digest(program):
+                raise DataError(f"{function} trains nothing: after an epoch all state is as it was")
+            untrained = None
             history.loss.append(total / batches)
             line = f"epoch {epoch + 1}/{epochs}  loss {history.loss[-1]:.4f}"
             if validation is not None:
@@ -138,7 +145,9 @@ def measure(program: Program, data: Mapping[str, np.ndarray], function: str | No
 
 def _function(program: Program, name: str) -> Function:
     if name not in program.functions:
-        raise DataError(f"{program.path} has no function {name!r}: it has {', '.join(program.functions)}")
+        raise DataError(
+            f"{program.path or program.manifest.name} has no function {name!r}: it has {', '.join(program.functions)}"
+        )
     return program.functions[name]
 
 
@@ -161,6 +170,30 @@ def _samples(call: Function, data: Mapping[str, np.ndarray]) -> int:
     if len(set(lengths.values())) != 1:
         raise DataError(f"{call.name}: inputs have different numbers of samples: {lengths}")
     return next(iter(lengths.values()))
+
+
+def _check_loss(call: Function) -> None:
+    """Refuse a function whose result, where `_loss` looks, is no scalar."""
+    entry = call.bindings[0].entry
+    tree = entry.outputs
+    while isinstance(tree, dict):
+        ((kind, items),) = tree.items()
+        if not items:
+            return
+        tree = items.get("loss", next(iter(items.values()))) if kind == "dict" else items[0]
+    if tree is not None and (loss := entry.results[tree]).shape != ():
+        raise DataError(
+            f"{call.name} cannot be trained: expected a scalar loss as its result, or as the result's 'loss' or first "
+            f"element, got {loss}"
+        )
+
+
+def _digest(program: Program) -> bytes:
+    """A hash of all state."""
+    h = hashlib.sha256()
+    for a in program.state.values():
+        h.update(a.tobytes())
+    return h.digest()
 
 
 def _loss(result) -> float:
@@ -203,7 +236,11 @@ def _place(folder: str | Path | None, fingerprint: str) -> Iterator[_Place]:
         yield _Place(None, fingerprint)
         return
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    require_safetensors()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DataError(f"{folder}: a checkpoint is a folder, this is a file") from None
     fd = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -212,6 +249,7 @@ def _place(folder: str | Path | None, fingerprint: str) -> Iterator[_Place]:
             raise DataError(f"{folder}: another run is using this checkpoint folder") from None
         for unfinished in folder.glob(f".{STATE_FILE}.*"):  # of a run that was killed while it saved
             unfinished.unlink()
+        check_writable(folder / STATE_FILE)
         yield _Place(folder, fingerprint)
     finally:
         os.close(fd)
