@@ -109,7 +109,7 @@ def test_unknown_dimension(tmp_path):
 
 
 def test_unknown_option():
-    known = ", ".join(["dims", "seed", "threads", "device", *(f.name for f in fields(pb.Options))])
+    known = ", ".join(["dims", "output", "seed", "threads", "device", *(f.name for f in fields(pb.Options))])
     with pytest.raises(pb.BuildError, match=rf"^pb.build has no option 'fuse': it has {known}$"):
         pb.build(train, fuse=False)
 

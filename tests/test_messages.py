@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pullback_runtime as rt
 from pullback import nn, optim
 from pullback.dsl.trace import trace_functions
 from pullback.errors import BuildError, DTypeError, PullbackError, ShapeError, TraceError
+from pullback_runtime.training import fit
 
 model = nn.Linear(3, 1)
 optimizer = optim.SGD(model, lr=0.1)
@@ -145,3 +147,26 @@ def test_failed_check_has_the_line_of_the_index():
     place = f"{__file__}:{look.fn.__code__.co_firstlineno + 2}"
     message = "index 'tokens' of gather (expected 0 to 4): 7 is out of range; the state is as it was before"
     assert str(e.value) == f"look: {place}: {message}"
+
+
+def test_where_a_built_program_is(tmp_path):
+    @pb.function(pb.f32[3])
+    def twice(x):
+        return x * 2
+
+    memory = pb.build(twice)
+    assert memory.path is None and repr(memory) == "<program program: twice>"
+    with pytest.raises(TypeError, match=r'cannot be pickled: give pb\.build output="FILE.so", load that in the other'):
+        pickle.dumps(memory)
+    with pytest.raises(AttributeError, match=r"^program has no function 'thrice'; its functions are twice$"):
+        memory.thrice  # noqa: B018
+    with pytest.raises(rt.DataError, match=r"^program has no function 'train'"):
+        fit(memory, {"x": np.zeros((2, 3))})
+    for path in (tmp_path / "m.so", str(tmp_path / "n.so")):
+        program = pb.build(twice, output=path)
+        assert program.path == str(path) and (rt.load(path).twice([1, 2, 3]) == program.twice([1, 2, 3])).all()
+    nowhere = tmp_path / "none" / "m.so"
+    with pytest.raises(BuildError, match=f"^cannot write {nowhere}: No such file or directory$"):
+        pb.build(twice, output=nowhere)
+    with pytest.raises(BuildError, match=r'^dims is 4: expected names and sizes, such as \{"batch": 64\}$'):
+        pb.build(twice, dims=4)

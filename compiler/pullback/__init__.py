@@ -16,6 +16,8 @@ from .dsl.control import scan
 from .dsl.debug import debug_print
 from .dsl.functions import function
 from .dsl.hyper import hyper
+from .dsl.instead import FUNCTIONS as _FUNCTIONS
+from .dsl.instead import unknown as _unknown
 from .dsl.nn.activations import (
     elu,
     gelu,
@@ -43,6 +45,8 @@ newaxis = None
 float64, float32, bfloat16, float16 = f64, f32, bf16, f16
 int64, int32, int8, uint32, uint8 = i64, i32, i8, u32, u8
 
+__getattr__ = _unknown(__name__, _FUNCTIONS, nn=nn.__all__, optim=optim.__all__)
+
 
 def dim(name: str) -> Dim:
     """A named dimension of arguments, bound when the program is built: `batch = pb.dim("batch")`, `--dim batch=64`."""
@@ -51,8 +55,14 @@ def dim(name: str) -> Dim:
     return Dim(name)
 
 
-def build(*functions, dims=None, **options):
-    """Compile `@pb.function`s and load them: `pb.build(train, predict, dims={"batch": 64})`; see `pullback.driver`."""
+def build(*functions, dims=None, output=None, seed=0, threads=None, device=None, **options):
+    """Compile `@pb.function`s and load them: `pb.build(train, predict, dims={"batch": 64})`.
+
+    dims: "batch" or "predict.batch" -> a size, or several.
+    output: where to write the artifact; by default it is in memory only.
+    seed, threads, device: as in `pullback_runtime.load`.  options: the fields of `pb.Options`.
+    Returns a `pullback_runtime.Program`.
+    """
     from .driver import build
 
-    return build(*functions, dims=dims, **options)
+    return build(*functions, dims=dims, output=output, seed=seed, threads=threads, device=device, **options)

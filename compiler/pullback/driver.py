@@ -8,10 +8,11 @@ from Python: compile through the cache, then load.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -233,7 +234,8 @@ def write(path: Path, artifact: bytes) -> None:
 
 def build(
     *functions: ScriptFunction,
-    dims=None,
+    dims: Mapping[str | Dim, int | Iterable[int]] | None = None,
+    output: str | os.PathLike | None = None,
     seed: int = 0,
     threads: int | None = None,
     device: str | None = None,
@@ -241,8 +243,10 @@ def build(
 ):
     """Compile `@pb.function`s and load them: `pb.build(train, predict, dims={"batch": 64})`.
 
-    dims: "batch" or "predict.batch" -> a size, or several.  options: the fields of `pullback.config.Options`.
-    device: where to run, as in `rt.load`; by default the processor, if the target has it.
+    dims: "batch" or "predict.batch" -> a size, or several.
+    output: where to write the artifact; by default it is in memory only (the program's `path` is None then).
+    seed, threads: as in `rt.load`.  device: too; by default the processor, if the target has it.
+    options: the fields of `pullback.config.Options`.
     Returns a `pullback_runtime.Program`, the same that `rt.load` gives of a file.
     """
     import pullback_runtime as rt
@@ -253,16 +257,27 @@ def build(
     known = [f.name for f in fields(Options)]
     for name in options:
         if name not in known:
-            raise BuildError(f"pb.build has no option {name!r}: it has dims, seed, threads, device, {', '.join(known)}")
-    program = trace_functions(functions, dims=dims)
-    with tempfile.TemporaryDirectory(prefix="pullback-") as folder:
+            own = "dims, output, seed, threads, device"
+            raise BuildError(f"pb.build has no option {name!r}: it has {own}, {', '.join(known)}")
+    if dims is not None and not isinstance(dims, Mapping):
+        raise BuildError(f'dims is {dims!r}: expected names and sizes, such as {{"batch": 64}}')
+    program, chosen = trace_functions(functions, dims=dims), Options(**options)
+    for remark in remarks(program, chosen):
+        warnings.warn(remark, stacklevel=3)
+    artifact = compile_program(program, chosen)
+    how = {"seed": seed, "threads": threads, "device": device or ("cpu" if "cpu" in chosen.target else "cuda")}
+    if output is not None:
+        try:
+            write(Path(output), artifact)
+        except OSError as e:
+            raise BuildError(f"cannot write {os.fspath(output)}: {e.strerror}") from None
+        return rt.load(output, **how)
+    with tempfile.TemporaryDirectory(prefix="pullback-") as folder:  # the loader wants a file
         path = Path(folder) / f"{program.name}.so"
-        chosen = Options(**options)
-        for remark in remarks(program, chosen):
-            warnings.warn(remark, stacklevel=3)
-        write(path, compile_program(program, chosen))
-        device = device or ("cpu" if "cpu" in chosen.target else "cuda")
-        return rt.load(path, seed=seed, threads=threads, device=device)
+        write(path, artifact)
+        loaded = rt.load(path, **how)
+    loaded.path = None
+    return loaded
 
 
 def jit(function: ScriptFunction) -> Callable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, update_wrapper
 from itertools import product
 from typing import TYPE_CHECKING
@@ -72,9 +72,6 @@ class ScriptFunction:
                         "expected e.g. pb.f32[64], pb.f32[()] for a scalar",
                         self.loc,
                     )
-                for d in leaf.shape:
-                    if not isinstance(d, Dim) and not (isinstance(d, int | np.integer) and d >= 0):
-                        raise TraceError(f"{self.name}: {d!r} is no dimension of {p.name}: {leaf}", self.loc)
         return {p.name: spec for p, spec in zip(parameters, specs, strict=False)}
 
     @property
@@ -165,9 +162,13 @@ def _result(f: ScriptFunction, value):
 
 
 def bindings(
-    functions: Iterable[ScriptFunction], dims: dict[str, int | Iterable[int]]
+    functions: Iterable[ScriptFunction], dims: Mapping[str | Dim, int | Iterable[int]], how: str
 ) -> Iterator[tuple[ScriptFunction, dict[str, int]]]:
-    """Each function with each binding of its dimensions.  `predict.batch` goes before `batch`."""
+    """Each function with each binding of its dimensions.  `predict.batch` goes before `batch`.
+
+    how: what the caller may write to bind one, for messages (`trace_functions`).
+    """
+    dims = {d.name if isinstance(d, Dim) else d: size for d, size in dims.items()}
     known = {key for f in functions for d in f.dims for key in (d, f"{f.name}.{d}")}
     plain_names = sorted({d for f in functions for d in f.dims})
     listed = f"the functions' dimensions are: {', '.join(plain_names) or 'none'}"
@@ -179,12 +180,13 @@ def bindings(
         for d in f.dims:
             size = dims.get(f"{f.name}.{d}", dims.get(d))
             if size is None:
-                raise BuildError(f"dimension {d!r} of {f.name} ({f.loc}) is not bound: pass --dim {d}=SIZE; {listed}")
-            size = [size] if isinstance(size, int | np.integer) else list(size)
-            for n in size or [None]:
-                if not isinstance(n, int | np.integer) or n < 0:
-                    raise BuildError(f"dimension {d!r} of {f.name} is {n!r}: expected a size")
-            sizes.append(dict.fromkeys(int(n) for n in size))
+                raise BuildError(f"dimension {d!r} of {f.name} ({f.loc}) is not bound: pass {how.format(d)}; {listed}")
+            several = size if isinstance(size, Iterable) and not isinstance(size, str) else [size]
+            several = list(several)
+            for n in several or [several]:
+                if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
+                    raise BuildError(f"dimension {d!r} of {f.name} is {n!r}: expected a size, or several, as integers")
+            sizes.append(dict.fromkeys(int(n) for n in several))
         for choice in product(*sizes):
             yield f, dict(zip(f.dims, choice, strict=True))
 

@@ -21,6 +21,7 @@ from ..errors import BuildError, TraceError
 from ..graph.graph import Graph, Loc, Node, current_loc, make, topological
 from ..ops.elementwise import StopGradient
 from ..ops.leaf import Input
+from .instead import calls_hinted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,7 +168,8 @@ class Trace:
     def running(self) -> Iterator[Trace]:
         token = _active.set(self)
         try:
-            yield self
+            with calls_hinted():
+                yield self
         finally:
             _active.reset(token)
             for module, trains in reversed(self._restore):
@@ -200,11 +202,13 @@ def trace_functions(
     dims: dict[str, int | Iterable[int]] | None = None,
     name: str = "program",
     options: dict[str, object] | None = None,
+    how: str = 'dims={{"{}": SIZE}}',
 ) -> Program:
     """The program of `functions` (made by `@pb.function`) over the states that `namespace` names.
 
     namespace: by default the variables that the functions can see.
     dims: "batch" or "predict.batch" -> its size, or several sizes (a Function for each).
+    how: what the caller writes to bind one, for the message where it is missing.
     """
     from ..graph.program import SEED, Program
     from .functions import bindings, visible
@@ -223,7 +227,7 @@ def trace_functions(
     scope = name_states(namespace)
     traced, used = [], set()
     with collector_paused():
-        for f, binding in bindings(functions, dims or {}):
+        for f, binding in bindings(functions, dims or {}, how):
             function, variables = f.trace(scope, binding)
             traced.append(function)
             used.update(variables)
@@ -266,7 +270,7 @@ def trace_script(
     with _script_module(path, argv) as module:
         functions = dict.fromkeys(f for f in vars(module).values() if isinstance(f, ScriptFunction))
         options = {"script": path.name, "argv": argv, "dims": dict(dims or {})}
-        return trace_functions(functions, vars(module), dims, path.stem, options)
+        return trace_functions(functions, vars(module), dims, path.stem, options, "--dim {}=SIZE")
 
 
 def parse_dims(items: Iterable[str] | None) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from math import prod
 
 import numpy as np
 
+from ..errors import ShapeError
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -83,6 +85,14 @@ class Spec:
 
     dtype: DType
     shape: tuple[int | Dim, ...]
+
+    def __post_init__(self):
+        for d in self.shape:
+            if not isinstance(d, Dim) and (not isinstance(d, int | np.integer) or isinstance(d, bool) or d < 0):
+                raise ShapeError(
+                    f"{self}: {d!r} is no dimension: expected a size, or a name for one that is bound when the program "
+                    'is built: pb.dim("batch")'
+                )
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
