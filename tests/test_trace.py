@@ -552,11 +552,17 @@ def test_the_manual_is_one_script_that_traces(tmp_path):
     path.write_text("\n".join(pages.blocks("dsl")))
     program = trace_script(path, dims=parse_dims(["batch=64", "predict.batch=1,64"]))
     assert [f.name for f in program.functions] == [
-        *("train", "predict", "predict", "scale", "penalty", "adapted", "regress", "init")
+        *("train", "predict", "predict", "scale", "penalty", "adapted"),
+        *("recurrent", "square_root", "noisy", "regress", "init"),
     ]
-    assert [f.padded for f in program.functions if f.name == "predict"] == [None, "batch"]
+    assert [f.name for f in program.functions if f.padded] == ["predict", "recurrent", "square_root"]
     assert {"lr", "rng.step", "counted.calls", "groups.momentum_buffer.small.bias"} <= set(program.states)
     evaluated = Interpreter(program)
     result = evaluated("adapted", RNG.standard_normal((8, 3)), RNG.standard_normal((8, 1)))
     assert list(result) == ["weight", "bias"]
     assert evaluated("scale", np.ones(2))[1] == 1
+    x = np.linspace(1, 9, 64, dtype=np.float32)
+    np.testing.assert_allclose(evaluated("square_root", x), np.sqrt(x), rtol=1e-6)
+    assert [a.shape for a in evaluated("recurrent", np.ones((64, 20, 2))).values()] == [(64, 8), (64, 20)]
+    first, second = (evaluated("noisy", np.ones((64, 2))) for _ in range(2))
+    assert (first != second).any() and 0 < (first == 0).mean() < 0.3
