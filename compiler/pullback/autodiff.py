@@ -98,7 +98,7 @@ def _differentiable_leaves(what: str, leaves: list) -> list[Tensor]:
     return leaves
 
 
-def grad(loss: Tensor, wrt: Tree) -> Tree:
+def grad(loss: Tensor, wrt: Tree = None) -> Tree:
     """The derivatives of a scalar `loss` by every tensor of the tree `wrt`, in a tree of the same structure.
 
     An ordinary expression: may be used in the function and differentiated again.  A tensor that the loss does
@@ -107,6 +107,8 @@ def grad(loss: Tensor, wrt: Tree) -> Tree:
     if not isinstance(loss, Tensor):
         how = ": grad takes the value, not the function: pb.grad(f(x), x)" if callable(loss) else ""
         raise ShapeError(f"grad: expected a tensor as loss, got {type(loss).__name__}{how}")
+    if wrt is None:
+        raise TraceError("grad: expected what to differentiate by, as in pb.grad(loss, x)")
     if loss.shape != ():
         raise ShapeError(
             f"grad: expected a scalar loss, got {loss.dtype}{list(loss.shape)}: take its sum or mean first"

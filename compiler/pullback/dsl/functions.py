@@ -59,9 +59,10 @@ class ScriptFunction:
                 raise TraceError(f"{self.name}: a compiled function cannot take *{p.name}", self.loc)
         required = sum(p.default is p.empty for p in parameters)
         if not required <= len(specs) <= len(parameters):
+            write = f": write @pb.function({', '.join(['pb.f32[64, 8]'] * required)}), with dtypes and shapes of yours"
             raise TraceError(
                 f"{self.name} has {len(parameters)} parameters ({', '.join(p.name for p in parameters)}) "
-                f"but @pb.function has {len(specs)} specs",
+                f"but @pb.function has {len(specs)} specs" + ("" if specs else write),
                 self.loc,
             )
         for p, spec in zip(parameters, specs, strict=False):

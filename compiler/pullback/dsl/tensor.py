@@ -16,38 +16,10 @@ from ..graph.types import DType
 from ..ops import elementwise as ew
 from ..ops import rules as xp  # the array functions, looked up when used
 from ..ops.op import Op
+from .instead import FUNCTIONS, METHODS
 from .promotion import ArrayLike, Axes, DTypeLike, fill, promoted
 
 ADD, SUB, MUL, DIV, NEG, ABS = ew.Add(), ew.Sub(), ew.Mul(), ew.Div(), ew.Neg(), ew.Abs()
-
-INSTEAD = {
-    "backward": "optimizer.minimize(loss), or pb.grad(loss, wrt)",
-    "grad": "pb.grad(loss, wrt), an expression",
-    "detach": "pb.stop_gradient(x)",
-    "data": "pb.stop_gradient(x)",
-    "numpy": "return the tensor: a compiled function gives numpy arrays",
-    "cpu": "return the tensor: a compiled function gives numpy arrays",
-    "view": "x.reshape(shape)",
-    "transpose": "pb.permute_dims(x, axes), x.T or x.mT",
-    "unsqueeze": "pb.expand_dims(x, axis=...) or x[:, None]",
-    "expand": "pb.broadcast_to(x, shape)",
-    "to": "x.astype(dtype)",
-    "type": "x.astype(dtype)",
-    "float": "x.astype(pb.f32)",
-    "double": "x.astype(pb.f64)",
-    "half": "x.astype(pb.f16)",
-    "long": "x.astype(pb.i32)",
-    "int": "x.astype(pb.i32)",
-    "dim": "x.ndim",
-    "numel": "x.size",
-    "norm": "pb.sqrt(pb.sum(x * x))",
-    "matmul": "x @ y",
-    "mm": "x @ y",
-    "masked_fill": "pb.where(mask, value, x)",
-    "at": "pb.where(mask, value, x) or pb.scatter_add",
-    "copy_": "x.assign(value), for parameters and buffers",
-}
-"""What torch's, numpy's and JAX's arrays have -> what to write here."""
 
 
 class Tensor:
@@ -90,9 +62,10 @@ class Tensor:
     def __getattr__(self, name: str) -> NoReturn:
         """Only for what is not there."""
         kind = type(self).__name__
-        instead = INSTEAD.get(name)
+        instead = METHODS.get(name)
         if instead is None and hasattr(xp, name) and not name.startswith("_"):
             instead = f"pb.{name}(x)"
+        instead = instead or FUNCTIONS.get(name)
         if instead is None:
             raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
         raise UnknownAttribute(f"a {kind} has no {name!r}; use {instead}")
@@ -130,6 +103,11 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         self._no_value("the numpy array")
+
+    def __array_function__(self, func, types, args, kwargs) -> NoReturn:
+        name = func.__name__
+        instead = f"pb.{name}" if hasattr(xp, name) else FUNCTIONS.get(name, METHODS["numpy"])
+        raise TraceError(f"numpy's functions do not take tensors; use {instead}")
 
     def __contains__(self, x) -> bool:
         self._no_value("membership in the elements")

@@ -19,6 +19,25 @@ from ..promotion import ArrayLike
 from ..state import Draw, Init, Variable
 from ..tensor import Tensor
 
+__all__ = [
+    "array_",
+    "calculate_gain",
+    "constant_",
+    "dirac_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "sparse_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
 
 def _set(tensor: Variable, init: Init) -> Variable:
     tensor.init = init
