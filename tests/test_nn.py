@@ -603,6 +603,8 @@ def test_layers_of_arrays_and_scalars():
     assert half.dtype == np.float16  # scalars are weak
     assert run(lambda y: nn.mse_loss(0.1, y), np.ones(())) == (1 - 0.1) ** 2
     assert run(lambda y: nn.nll_loss(y, 1), np.arange(3.0)) == -1
+    labels = LABELS.astype(np.uint8)  # which -100 is no number of
+    np.testing.assert_allclose(run(nn.cross_entropy, A, labels), run(nn.cross_entropy, A, LABELS), 1e-15)
     with pytest.raises(ShapeError, match="index 9 is out of range for an axis of size 5"):
         run(lambda y: nn.Embedding(5, 2)([9]), A)
 

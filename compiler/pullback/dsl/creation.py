@@ -68,16 +68,20 @@ def takes_arrays(*names: str) -> Callable[[Callable], Callable]:
     """
 
     def decorate(fn: Callable) -> Callable:
-        positions = {i for i, name in enumerate(signature(fn).parameters) if name in names}
+        positions = {i: name for i, name in enumerate(signature(fn).parameters) if name in names}
 
         @wraps(fn)
         def on_tensors(*args, **kwargs):
-            given = [x for i, x in enumerate(args) if i in positions] + [kwargs[n] for n in names if n in kwargs]
-            if not all(isinstance(x, Tensor) for x in given):
-                floats = next((x.dtype for x in given if isinstance(x, Tensor) and x.dtype.is_float), None)
-                args = [_beside(floats, x) if i in positions else x for i, x in enumerate(args)]
-                kwargs = {n: _beside(floats, x) if n in names else x for n, x in kwargs.items()}
-            return fn(*args, **kwargs)
+            for i, name in positions.items():
+                x = args[i] if i < len(args) else kwargs.get(name)
+                if x is not None and not isinstance(x, Tensor):
+                    break
+            else:
+                return fn(*args, **kwargs)
+            given = [*(x for i, x in enumerate(args) if i in positions), *(kwargs[n] for n in names if n in kwargs)]
+            floats = next((x.dtype for x in given if isinstance(x, Tensor) and x.dtype.is_float), None)
+            args = [_beside(floats, x) if i in positions else x for i, x in enumerate(args)]
+            return fn(*args, **{n: _beside(floats, x) if n in names else x for n, x in kwargs.items()})
 
         return on_tensors
 

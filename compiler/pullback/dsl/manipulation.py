@@ -90,9 +90,9 @@ def broadcast_arrays(*arrays) -> list[Tensor]:
     return [Tensor(broadcast(t.node, shape)) for t in tensors]
 
 
-def broadcast_axes(x: Tensor, shape: ShapeLike, axes: int | Sequence[int]) -> Tensor:
+def broadcast_axes(x: ArrayLike, shape: ShapeLike, axes: int | Sequence[int]) -> Tensor:
     """x repeated to `shape`, its axis d at position `axes[d]`, ascending (not in the standard)."""
-    shape, axes = tuple(shape), tuple(axes)
+    x, shape, axes = asarray(x), tuple(shape), tuple(axes)
     return x if x.shape == shape else emit(Broadcast(shape, axes), x.node)
 
 
@@ -211,8 +211,9 @@ def roll(x: ArrayLike, /, shift: int | Sequence[int], *, axis: int | Sequence[in
     return x
 
 
-def slice_axis(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+def slice_axis(x: ArrayLike, axis: int, start: int, stop: int) -> Tensor:
     """x[start:stop] along one axis (not in the standard)."""
+    x = asarray(x)
     low, high = [0] * x.ndim, list(x.shape)
     low[axis], high[axis] = start, stop
     return emit(Slice(tuple(low), tuple(high), (1,) * x.ndim), x.node)

@@ -101,7 +101,8 @@ class Trace:
             if name is None:
                 raise TraceError(
                     f"the {variable.kind} {variable.type} made at {variable.loc} has no name: "
-                    "keep its module or optimizer in a variable of the script"
+                    "keep its module or optimizer in a variable of the script, or in a list, tuple or dict there "
+                    "(other objects' attributes are not searched)"
                 )
             if name in names.values():
                 raise BuildError(f"two states named {name!r}, one made at {variable.loc}")

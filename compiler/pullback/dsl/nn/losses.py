@@ -23,7 +23,7 @@ from ..array import (
     where,
 )
 from ..creation import takes_arrays
-from ..promotion import ArrayLike
+from ..promotion import ArrayLike, iinfo
 from ..tensor import Tensor
 from .activations import shifted, softplus, spread, sum_out
 
@@ -185,7 +185,7 @@ def _class_weight(name: str, weight, input: Tensor, axis: int) -> Tensor | None:
 
 def _labels(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
     """Labels that can be looked up, and which rows count."""
-    if ignore_index is None:
+    if ignore_index is None or not (info := iinfo(target.dtype)).min <= ignore_index <= info.max:
         return target, None
     valid = target != ignore_index
     return where(valid, target, 0), valid
