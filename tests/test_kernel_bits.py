@@ -87,3 +87,20 @@ def test_products_give_the_same_bits_however_factors_lie(tmp_path, dtype, cpu):
         plain, turned = getattr(compiled, f"f{i}")(a=a, b=b, c=np.ascontiguousarray(b.T))
         assert np.array_equal(plain, turned), (m, n, k)
         assert np.allclose(plain, a @ b, rtol=1e-4, atol=1e-4), (m, n, k)
+
+
+def test_a_value_that_one_stage_needs_in_part_is_not_kept_in_part(tmp_path):
+    """The sum visits three rows; kept from there, the other five would be read and never written."""
+
+    def sliced(m, b):
+        x = b * pb.cos(m) * 1.25
+        return x[:, 3:, :] + pb.sum(x[:, :3, :]), x + pb.max(x[:, :, 1:], axis=(1, 2), keepdims=True)
+
+    program = trace_functions([pb.function(pb.f64[2, 8, 4], pb.f64[2, 8, 4], name="f")(sliced)])
+    path = tmp_path / "sliced.so"
+    path.write_bytes(Build(program, Options()).artifact)
+    m, b = np.random.default_rng(0).standard_normal((2, 2, 8, 4))
+    x = b * np.cos(m) * 1.25
+    first, second = load(path).f(m=m, b=b)
+    assert np.allclose(first, x[:, 3:] + x[:, :3].sum(), rtol=1e-13)
+    assert np.allclose(second, x + x[:, :, 1:].max((1, 2), keepdims=True), rtol=1e-13)

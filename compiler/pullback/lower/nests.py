@@ -82,6 +82,7 @@ class Writer:
     sites: dict[Node, int] = field(default_factory=dict)  # the number of each node's check
     # The loops within a row that are being written (see `inside`):
     inner: tuple[Affine, ...] = ()
+    inner_extents: tuple[int, ...] = ()
     inner_masks: tuple[Mask, ...] = ()
     body: list[Stmt] | None = None
     memo: dict = field(default_factory=dict)
@@ -205,9 +206,12 @@ class Writer:
 
     # ---- values that outlive their loop
     @contextmanager
-    def inside(self, inner: Sequence[Affine], masks: tuple[Mask, ...]) -> Iterator[list[Stmt]]:
-        """Write the body of the loops over `inner`; what does not move with them is hoisted out."""
-        self.inner = tuple(a for a in inner if a.terms)
+    def inside(
+        self, inner: Sequence[Affine], extents: Sequence[int], masks: tuple[Mask, ...] = ()
+    ) -> Iterator[list[Stmt]]:
+        """Write the body of the loops over `inner`, up to `extents`; what does not move with them is hoisted out."""
+        moving = [(a, n) for a, n in zip(inner, extents, strict=True) if a.terms]
+        self.inner, self.inner_extents = tuple(a for a, _ in moving), tuple(n for _, n in moving)
         self.inner_masks = masks
         self.body, self.memo = [], {}
         yield self.body
@@ -249,7 +253,10 @@ class Writer:
         rows = [i for i in index if i in shared]
         if tuple(index[d] for d in positions) != self.inner or len(rows) != len(shared) or len(set(rows)) != len(rows):
             return None
-        buffer = self.local("e", tuple(node.shape[d] for d in positions), node.dtype, "local")
+        shape = tuple(node.shape[d] for d in positions)
+        if shape != self.inner_extents:  # a slice is visited, and others may read the rest
+            return None
+        buffer = self.local("e", shape, node.dtype, "local")
         value = self._elementwise(node, index, self.inner_masks)
         at = tuple(index[d] for d in positions)
         self.body.append(Store(buffer.name, at, value, (*self.inner_masks, *self.masks)))

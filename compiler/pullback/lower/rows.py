@@ -156,7 +156,7 @@ def reduce_rows(w: Writer, nodes: list[Node], loops: Strided, source: Source) ->
     """A stage: row reductions over the same extents.  `source(node)`: its element, and the element's position."""
     accumulators = [Accumulator.make(w, n, (loops.width,)) for n in nodes]
     out = nest([t for t in loops.loops if t[0] == "l"], [s for a in accumulators for s in a.init(loops.lane)])
-    with w.inside(loops.index, loops.masks) as body:
+    with w.inside(loops.index, loops.extents, loops.masks) as body:
         for acc in accumulators:
             body += acc.step(loops.lane, acc.value(*source(acc.node)), (*loops.masks, *w.masks))
     out = w.take_hoisted() + out + nest(loops.loops, w.split_shared(body)) + fold(accumulators, loops.width)
@@ -299,7 +299,7 @@ def final(w: Writer) -> list[Stmt]:
     for shape in sorted({inner_extents(w, v) for v in w.group.outputs}, key=lambda s: (prod(s), s)):
         inner = inner_loops(w, shape)
         loops = [t for t in w.loops if t[1] != 1]
-        with w.inside(inner if loops else (), ()) as body:
+        with w.inside(inner if loops else (), shape if loops else ()) as body:
             for v in w.group.outputs:
                 if inner_extents(w, v) == shape:
                     body.append(w.output(v, output_index(w, v, inner)))
@@ -319,7 +319,7 @@ def sums(
     accumulators = [Accumulator.make(w, s, *where) for s in w.group.sinks if s.shape == shape]
     at = inner if in_memory else ()
     before = [s for acc in accumulators for s in acc.init(at)]
-    with w.inside(inner if in_memory else (), ()) as body:
+    with w.inside(at, shape if in_memory else ()) as body:
         for v in w.group.outputs:
             if inner_extents(w, v) == shape:
                 body.append(w.output(v, output_index(w, v, inner)))
