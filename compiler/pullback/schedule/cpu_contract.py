@@ -119,13 +119,11 @@ def _pack_columns(
     if not transposed:
         return _vector_copy(kernel, c, "j", "panel", lanes)
     kernel = split(kernel, "j_panel", lanes, "jv_panel", "j_panel")
-    if not t.turn:
-        kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
-        kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
-        kernel = sink(kernel, "kv_panel", past=("jv_panel",))  # few rows at a time, from end to end
-    else:
-        kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
-        kernel = bind(kernel, jv_panel="unroll", **{f"{k}_panel": "unroll", "j_panel": "unroll"})
+    kernel = split(kernel, f"{k}_panel", lanes, "kv_panel", f"{k}_panel")
+    kernel = sink(kernel, f"{k}_panel", past=("jv_panel",))
+    kernel = sink(kernel, "kv_panel", past=("jv_panel",))  # few rows at a time, from end to end
+    if t.turn:  # registers
+        kernel = bind(kernel, **dict.fromkeys(("jv_panel", "kv_panel", f"{k}_panel", "j_panel"), "unroll"))
     return tensorise(kernel, (f"{k}_panel", "j_panel", *(f"{a}_panel" for a in c.pair)), "transpose")
 
 
