@@ -410,7 +410,9 @@ def test_rows_of_a_scan_are_the_same_with_padding():
 
     @pb.function(pb.f32[rows, 4, 3])
     def run(x):
-        step = lambda h, x: (pb.tanh(cell(pb.concat([x, h], axis=1))), None)  # noqa: E731
+        def step(h, x):
+            return pb.tanh(cell(pb.concat([x, h], axis=1))), None
+
         return pb.scan(step, pb.zeros((x.shape[0], 2)), pb.permute_dims(x, (1, 0, 2)))[0]
 
     program = pb.build(run, dims={"rows": 8})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import DataError, RuntimeFailure
+from .program import MOST_THREADS
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,8 +103,8 @@ def _count(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 256, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_THREADS}, got {text!r}")
     return int(text)
 
 

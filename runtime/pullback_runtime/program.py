@@ -14,6 +14,8 @@ from .format import Manifest, check_machine, read_manifest
 from .function import Binding, Function, HostBinding
 from .state import State, load_state, save_state
 
+MOST_THREADS = 256
+
 INIT = "init"
 """The name of the function that sets a program's initial state."""
 
@@ -175,8 +177,8 @@ class Program:
 def check_threads(count: int | None) -> int:
     if count is None:
         return default_threads()
-    if not isinstance(count, int) or not 1 <= count <= 256:
-        raise ValueError(f"threads must be an integer from 1 to 256, got {count!r}")
+    if not isinstance(count, int) or not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {count!r}")
     return count
 
 
@@ -189,4 +191,4 @@ def default_threads() -> int:
             count = min(count, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         pass  # no cgroup, or another form of it: the affinity stands
-    return min(count, 256)
+    return min(count, MOST_THREADS)
